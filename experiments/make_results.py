@@ -1,0 +1,44 @@
+"""Runs the committed experiments and writes experiments/results/<config>.md and .json.
+
+python -m experiments.make_results --data_dir=DIR [--only=dlfd_omniglot,...] [--runs=runs]
+"""
+
+import importlib
+import os
+
+from absl import app
+from absl import flags
+
+from unlearn_jax import cli
+from unlearn_jax import experiment
+
+CONFIGS = ('digits', 'dlfd_omniglot', 'dlfd_ablation', 'dlfd_small_forget', 'dlfd_tradeoff')
+
+_DATA_DIR = flags.DEFINE_string('data_dir', '', "Holds Omniglot's two archives; '' downloads them.")
+_RUNS = flags.DEFINE_string('runs', 'runs', 'Work directories go under this one; resumed if there.')
+_ONLY = flags.DEFINE_list('only', CONFIGS, 'Which experiments.')
+_RESULTS = flags.DEFINE_string('results', os.path.join(os.path.dirname(__file__), 'results'),
+                               'Where the tables go.')
+
+
+def main(_):
+  cli.use_compilation_cache()
+  os.makedirs(_RESULTS.value, exist_ok=True)
+  for name in _ONLY.value:
+    if name not in CONFIGS:
+      raise app.UsageError(f'--only names {name!r}, there is: {", ".join(CONFIGS)}')
+    config = importlib.import_module(f'experiments.configs.{name}').get_config()
+    config.data_dir = _DATA_DIR.value
+    workdir = os.path.join(_RUNS.value, name)
+    results = experiment.run(config, workdir, resume=os.path.exists(
+        os.path.join(workdir, 'config.json')))
+    experiment.write_json(os.path.join(_RESULTS.value, f'{name}.json'), results)
+    with open(os.path.join(workdir, 'report.md')) as source:
+      text = source.read()
+    with open(os.path.join(_RESULTS.value, f'{name}.md'), 'w') as target:
+      target.write(text)
+    print(f'{name}: {os.path.join(workdir, "report.html")}')
+
+
+if __name__ == '__main__':
+  app.run(main)

@@ -1,0 +1,218 @@
+"""What every public loss promises; a loss that is added without a case here fails."""
+
+import functools
+import importlib
+import inspect
+import os
+import pkgutil
+
+os.environ.setdefault('XLA_FLAGS', '--xla_force_host_platform_device_count=8')
+
+from absl.testing import absltest
+from absl.testing import parameterized
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from unlearn_jax import losses
+from unlearn_jax.losses import baselines, classification, dlfd, transport
+
+RNG = np.random.default_rng(0)
+
+
+def floats(*shape):
+  return RNG.normal(size=shape).astype(np.float32)
+
+
+LOGITS, TEACHER, FORGET = floats(4, 3), floats(4, 3), floats(5, 3)
+CLASSES, FORGET_CLASSES = np.array([0, 2, 1, 1], np.int32), np.array([1, 0, 2, 2, 0], np.int32)
+ATTRIBUTES = (floats(4, 3) > 0).astype(np.float32)
+WHERE, FORGET_WHERE = np.array([1, 0, 1, 1], np.float32), np.array([1, 1, 0, 1, 0], np.float32)
+X, Y = floats(4, 3), floats(5, 3)
+COST = np.abs(floats(4, 5))
+TRANSPORT = ('transport.sinkhorn_plan', 'transport.released_dlfd_plan', 'dlfd.ot_distance',
+             'dlfd.perturbation_objective')
+
+# name: (function, arrays, traced keywords, static keywords); several cases of a function by suffix.
+CASES = {
+    'classification.example_loss': (classification.example_loss, (LOGITS, CLASSES), {}, {}),
+    'classification.example_loss:attributes': (
+        classification.example_loss, (LOGITS, ATTRIBUTES), {}, {}),
+    'classification.cross_entropy': (
+        classification.cross_entropy, (LOGITS, CLASSES), {'where': WHERE}, {}),
+    'classification.accuracy': (classification.accuracy, (LOGITS, CLASSES), {}, {}),
+    'classification.accuracy:attributes': (
+        classification.accuracy, (LOGITS, ATTRIBUTES), {}, {}),
+    'classification.top_k_accuracy': (
+        classification.top_k_accuracy, (LOGITS, CLASSES), {}, {'k': 2}),
+    'baselines.distillation_kl': (
+        baselines.distillation_kl, (LOGITS, TEACHER), {'temperature': 4.0, 'where': WHERE}, {}),
+    'baselines.distillation_kl:attributes': (
+        baselines.distillation_kl, (LOGITS, TEACHER), {'temperature': 2.0}, {'multi_label': True}),
+    'baselines.neg_grad': (baselines.neg_grad, (LOGITS, CLASSES), {'where': WHERE}, {}),
+    'baselines.neg_grad_plus': (
+        baselines.neg_grad_plus, (LOGITS, CLASSES, FORGET, FORGET_CLASSES),
+        {'alpha': 0.95, 'retain_where': WHERE, 'forget_where': FORGET_WHERE}, {}),
+    'baselines.scrub_min': (
+        baselines.scrub_min, (LOGITS, TEACHER, CLASSES),
+        {'gamma': 0.99, 'alpha': 0.001, 'temperature': 4.0, 'where': WHERE}, {}),
+    'baselines.scrub_max': (
+        baselines.scrub_max, (LOGITS, TEACHER), {'temperature': 4.0, 'where': WHERE}, {}),
+    'transport.cosine_cost': (transport.cosine_cost, (X, Y), {}, {}),
+    'transport.sinkhorn_plan': (
+        transport.sinkhorn_plan, (COST,), {'epsilon': 0.1, 'threshold': 1e-3},
+        {'max_iterations': 5}),
+    'transport.released_dlfd_plan': (
+        transport.released_dlfd_plan, (COST,), {'epsilon': 0.1, 'threshold': 0.1},
+        {'max_iterations': 5}),
+    'dlfd.ot_distance': (
+        dlfd.ot_distance, (X, Y), {'epsilon': 0.1, 'x_where': WHERE, 'y_where': FORGET_WHERE},
+        {'max_iterations': 5}),
+    'dlfd.ot_distance:release': (
+        dlfd.ot_distance, (X, Y), {'epsilon': 0.1}, {'max_iterations': 5, 'reading': 'release'}),
+    'dlfd.perturbation_objective': (
+        dlfd.perturbation_objective, (X, Y, LOGITS, CLASSES),
+        {'class_weight': 0.5, 'transport_weight': 3.0, 'epsilon': 0.1, 'retain_where': WHERE,
+         'forget_where': FORGET_WHERE}, {'max_iterations': 5}),
+    'dlfd.ascend': (dlfd.ascend, (X, Y[:4]), {'step_size': 0.1, 'bounds': (-0.5, 0.5)}, {}),
+    'dlfd.linear_weight': (dlfd.linear_weight, (np.int32(2), np.int32(5)),
+                           {'start': 0.5, 'end': 1.0}, {}),
+}
+NAMED = tuple((name.replace('.', '_').replace(':', '_'), *case) for name, case in CASES.items())
+OTT_FREE = tuple(row for row, name in zip(NAMED, CASES) if name.split(':')[0] not in TRANSPORT)
+VARIANTS = ('with_jit', 'without_jit', 'with_pmap')
+
+
+def public_functions():
+  """module.name -> function, for everything that a loss module defines and does not hide."""
+  found = {}
+  for info in pkgutil.iter_modules(losses.__path__):
+    if info.name.startswith('_') or info.name == 'checks':  # checks run on the host
+      continue
+    module = importlib.import_module(f'{losses.__name__}.{info.name}')
+    for name, value in vars(module).items():
+      own = getattr(value, '__module__', None) == module.__name__
+      if own and callable(value) and not name.startswith('_') and not inspect.isclass(value):
+        found[f'{info.name}.{name}'] = value
+  return found
+
+
+def cast(tree, dtype):
+  return jax.tree.map(
+      lambda x: jnp.asarray(x, dtype) if np.asarray(x).dtype == np.float32 else x, tree)
+
+
+class CompletenessTest(parameterized.TestCase):
+
+  def test_every_public_function_has_a_case(self):
+    covered = {name.split(':')[0]: case[0] for name, case in CASES.items()}
+    self.assertEqual(covered, public_functions())
+
+  def test_every_module_is_reachable(self):
+    modules = {i.name for i in pkgutil.iter_modules(losses.__path__) if not i.name.startswith('_')}
+    self.assertEqual(modules, set(losses.__all__) - {n for n in losses.__all__ if '_' in n})
+    for name in losses.__all__:
+      self.assertIsNotNone(getattr(losses, name))
+    with self.assertRaisesRegex(AttributeError, 'nothing_of_the_kind'):
+      losses.nothing_of_the_kind  # pylint: disable=pointless-statement
+
+  def test_no_variant_is_missing(self):
+    self.assertEqual(jax.device_count(), 8)
+    tests = [name for name in dir(VariantsTest) if name.startswith('test')]
+    self.assertLen(tests, len(VARIANTS) * len(CASES))
+    for variant in VARIANTS:
+      self.assertLen([name for name in tests if name.endswith(variant)], len(CASES))
+
+
+class VariantsTest(chex.TestCase, parameterized.TestCase):
+
+  @chex.variants(with_jit=True, without_jit=True, with_pmap=True)
+  @parameterized.named_parameters(*NAMED)
+  def test(self, loss, arrays, traced, static):
+    want = loss(*arrays, **traced, **static)
+    # Without jit the plain function runs: the compiled one would be compiled all the same.
+    plain = self._testMethodName.endswith('without_jit')
+    variant = self.variant(functools.partial(loss.__wrapped__ if plain else loss, **static),
+                           reduce_fn='identity')
+    got = variant(*arrays, **traced)
+    for one, other in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+      if self._testMethodName.endswith('with_pmap'):  # one result per device, and all of them right
+        self.assertEqual(one.shape, (8, *other.shape))
+        self.assertLen(one.sharding.device_set, 8)
+      else:
+        self.assertEqual(one.shape, other.shape)
+      self.assertEqual(one.dtype, other.dtype)
+      for result in one.reshape(-1, *other.shape):
+        np.testing.assert_allclose(result, other, rtol=1e-5, atol=1e-6)
+
+
+class PromisesTest(parameterized.TestCase):
+
+  @parameterized.named_parameters(*NAMED)
+  def test_compiled_documented_and_keyword_only(self, loss, arrays, traced, static):
+    self.assertIsInstance(loss, jax.stages.Wrapped)
+    self.assertEqual(loss.__doc__, loss.__wrapped__.__doc__)
+    for section in ('Args:', 'Returns:', 'Raises:'):
+      self.assertIn(section, loss.__doc__)
+    signature = inspect.signature(loss)
+    self.assertEqual(signature, inspect.signature(loss.__wrapped__))
+    keyword_only = {n for n, p in signature.parameters.items() if p.kind is p.KEYWORD_ONLY}
+    self.assertContainsSubset({*traced, *static}, keyword_only)
+    for name in signature.parameters:
+      self.assertRegex(loss.__doc__, rf'\n    {name}: ')
+    del arrays
+
+  @parameterized.named_parameters(*NAMED)
+  def test_wrong_rank_raises(self, loss, arrays, traced, static):
+    arrays = (arrays[0][None], *arrays[1:])
+    with self.assertRaisesRegex(AssertionError, 'Chex'):
+      loss(*arrays, **traced, **static)
+
+  @parameterized.named_parameters(*NAMED)
+  def test_gradient_is_finite_and_floats_are_traced(self, loss, arrays, traced, static):
+    moving = {i: a for i, a in enumerate(arrays) if np.asarray(a).dtype == np.float32}
+
+    @jax.jit
+    @jax.grad
+    def gradient(moving, traced):
+      filled = [moving.get(i, a) for i, a in enumerate(arrays)]
+      out = loss(*filled, **traced, **static)
+      return sum(jnp.sum(leaf) for leaf in jax.tree.leaves(out)
+                 if jnp.issubdtype(leaf.dtype, jnp.floating))
+
+    first = gradient(moving, traced)
+    chex.assert_tree_all_finite(first)
+    chex.assert_trees_all_equal_shapes_and_dtypes(first, moving)
+    gradient(moving, jax.tree.map(lambda x: x * 0.5 if isinstance(x, float) else x, traced))
+    self.assertEqual(gradient._cache_size(), 1)
+
+  @parameterized.named_parameters(*NAMED)
+  def test_computes_in_float32_at_least(self, loss, arrays, traced, static):
+    def dtypes(dtype):
+      out = jax.eval_shape(functools.partial(loss, **static), *cast(arrays, dtype), **traced)
+      return {leaf.dtype for leaf in jax.tree.leaves(out)
+              if jnp.issubdtype(leaf.dtype, jnp.floating)}
+
+    self.assertEqual(dtypes(jnp.bfloat16), {np.dtype('float32')})
+    self.assertEqual(dtypes(jnp.float32), {np.dtype('float32')})
+    if any(np.asarray(a).dtype == np.float32 for a in arrays):
+      with jax.enable_x64(True):
+        self.assertEqual(dtypes(jnp.float64), {np.dtype('float64')})
+
+  @parameterized.named_parameters(*OTT_FREE)
+  def test_strict_promotion(self, loss, arrays, traced, static):
+    arrays = jax.tree.map(jnp.asarray, arrays)
+    want = loss(*arrays, **traced, **static)
+    with jax.numpy_dtype_promotion('strict'), jax.numpy_rank_promotion('raise'):
+      got = jax.jit(functools.partial(loss.__wrapped__, **static))(*arrays, **traced)
+    np.testing.assert_allclose(got, want, rtol=1e-6)
+
+  def test_dissolves_inside_an_outer_jit(self):
+    text = str(jax.make_jaxpr(lambda z: baselines.neg_grad(z, CLASSES))(LOGITS))
+    for name in ('neg_grad', 'cross_entropy', 'example_loss'):
+      self.assertNotIn(f'name={name}', text)
+
+
+if __name__ == '__main__':
+  absltest.main()

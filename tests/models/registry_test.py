@@ -1,0 +1,158 @@
+"""Tests of the registry and of the contract that every registered model keeps."""
+
+import functools
+import pathlib
+import subprocess
+import sys
+
+from absl.testing import absltest
+from absl.testing import parameterized
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from unlearn_jax import models
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+SMALL = {'cnn': {'width': 8}, 'mlp': {'hidden': (8, 6)}, 'resnet18': {'width': 8, 'stem': 'cifar'}}
+DIMENSIONS = {'cnn': 32, 'mlp': 6, 'resnet18': 64}
+
+
+@functools.cache
+def build(name, **changes):
+  model = models.get(name, **({'num_outputs': 5} | SMALL[name] | changes))
+  fields = {'image': jax.random.uniform(jax.random.key(0), (4, 16, 16, 3)),
+            'label': jnp.zeros(4, jnp.int32)}
+  return model, model.init(jax.random.key(1), fields), fields
+
+
+class RegistryTest(parameterized.TestCase):
+
+  def test_names(self):
+    self.assertEqual(models.names(), ('cnn', 'mlp', 'resnet18', 'resnet34', 'resnet50'))
+
+  def test_unknown_model(self):
+    with self.assertRaisesRegex(ValueError, "no model 'resnet19', did you mean 'resnet18'"):
+      models.get('resnet19', num_outputs=2)
+
+  def test_unknown_argument(self):
+    with self.assertRaisesRegex(ValueError, "did you mean 'width'.*num_outputs, width, stem"):
+      models.get('resnet18', num_outputs=2, widht=8)
+
+  def test_missing_argument(self):
+    with self.assertRaisesRegex(ValueError, 'needs num_outputs'):
+      models.get('mlp')
+
+  @parameterized.parameters(
+      ('mlp', {'hidden': (8, 0)}, ValueError, r'hidden\[1\] must be at least 1, got 0'),
+      ('mlp', {'hidden': 8}, TypeError, 'sequence of ints'),
+      ('mlp', {'dropout': 1.0}, ValueError, r'\[0, 1\)'),
+      ('cnn', {'width': 8.0}, TypeError, 'width must be an int'),
+      ('cnn', {'num_outputs': 0}, ValueError, 'num_outputs'),
+      ('cnn', {'num_outputs': True}, TypeError, 'num_outputs'),
+      ('resnet18', {'stem': 'mnist'}, ValueError, 'imagenet, cifar'),
+      ('resnet50', {'compute_dtype': 'float8'}, ValueError, 'bfloat16'),
+  )
+  def test_bad_values(self, name, kwargs, error, message):
+    with self.assertRaisesRegex(error, message):
+      models.get(name, **({'num_outputs': 2} | kwargs))
+
+  def test_import_is_lazy(self):
+    code = ('import sys, unlearn_jax.models as m; m.names(); '
+            'sys.exit(any(f"unlearn_jax.models.{x}" in sys.modules for x in ("resnet", "mlp")))')
+    self.assertEqual(subprocess.run([sys.executable, '-c', code], cwd=ROOT, check=False).returncode, 0)
+
+
+class ContractTest(parameterized.TestCase):
+
+  @parameterized.parameters(*SMALL)
+  def test_outputs(self, name):
+    model, variables, fields = build(name)
+    outputs, returned = model.apply(variables, fields)
+    self.assertEqual(outputs['logits'].shape, (4, 5))
+    self.assertEqual(outputs['features'].shape, (4, DIMENSIONS[name]))
+    self.assertEqual(outputs['logits'].dtype, jnp.float32)
+    self.assertEqual(outputs['features'].dtype, jnp.float32)
+    self.assertIs(returned, variables)
+    self.assertIs(type(variables), dict)
+
+  @parameterized.parameters(*SMALL)
+  def test_logits_are_the_head_of_the_features(self, name):
+    model, variables, fields = build(name)
+    outputs, _ = model.apply(variables, fields)
+    head = variables['params']['fc']
+    np.testing.assert_allclose(
+        outputs['logits'], outputs['features'] @ head['kernel'] + head['bias'], atol=1e-5)
+
+  @parameterized.parameters(*SMALL)
+  def test_batch_statistics_move_in_train_mode_only(self, name):
+    model, variables, fields = build(name)
+    before = jax.tree.map(np.array, variables)
+    _, updated = jax.jit(functools.partial(model.apply, train=True))(variables, fields)
+    self.assertEqual(jax.tree.structure(updated), jax.tree.structure(variables))
+    jax.tree.map(np.testing.assert_array_equal, variables, before)
+    jax.tree.map(np.testing.assert_array_equal, updated['params'], variables['params'])
+    for old, new in zip(jax.tree.leaves(variables.get('batch_stats', {})),
+                        jax.tree.leaves(updated.get('batch_stats', {}))):
+      self.assertTrue((old != new).any())
+    self.assertEqual('batch_stats' in variables, name != 'mlp')
+
+  @parameterized.parameters(*SMALL)
+  def test_jit_and_vmap_agree_with_the_plain_call(self, name):
+    model, first, fields = build(name)
+    second = model.init(jax.random.key(2), fields)
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), first, second)
+
+    @jax.jit
+    def both(variables):
+      return jax.vmap(lambda v: model.apply(v, fields)[0]['logits'])(variables)
+
+    logits = both(stacked)
+    for row, variables in zip(logits, (first, second)):
+      np.testing.assert_allclose(row, model.apply(variables, fields)[0]['logits'], atol=1e-5)
+    self.assertGreater(float(jnp.abs(logits[0] - logits[1]).max()), 1e-3)
+
+  @parameterized.parameters(*SMALL)
+  def test_compute_dtype(self, name):
+    model, variables, fields = build(name, compute_dtype='bfloat16')
+    reference, _, _ = build(name)
+    run = lambda apply: jax.jit(functools.partial(apply, train=True))(variables, fields)  # pylint: disable=g-long-lambda
+    outputs, updated = run(model.apply)
+    expected, _ = run(reference.apply)
+    for leaf in jax.tree.leaves((variables, outputs, updated)):
+      self.assertEqual(leaf.dtype, jnp.float32)
+    difference = jnp.abs(outputs['logits'] - expected['logits']).max()
+    self.assertGreater(float(difference), 0.0)  # it did compute in another precision
+    self.assertLess(float(difference), 0.1)
+
+  def test_same_key_same_variables(self):
+    model, variables, fields = build('cnn')
+    again = model.init(jax.random.key(1), fields)
+    other = model.init(jax.random.key(2), fields)
+    jax.tree.map(np.testing.assert_array_equal, again, variables)
+    self.assertTrue((other['params']['fc']['kernel'] != again['params']['fc']['kernel']).any())
+
+  def test_dropout_draws_from_the_given_key(self):
+    model, variables, fields = build('mlp', hidden=(64,), dropout=0.5)
+    run = lambda seed: model.apply(  # pylint: disable=g-long-lambda
+        variables, fields, train=True, rngs={'dropout': jax.random.key(seed)})[0]['features']
+    np.testing.assert_array_equal(run(0), run(0))
+    self.assertTrue((run(0) != run(1)).any())
+    evaluated = model.apply(variables, fields)[0]['features']
+    kept = run(0) != 0
+    np.testing.assert_allclose(run(0)[kept], 2 * evaluated[kept], rtol=1e-5)
+
+  def test_linear_model(self):
+    model, variables, fields = build('mlp', hidden=())
+    self.assertEqual(list(variables['params']), ['fc'])
+    self.assertEqual(model.apply(variables, fields)[0]['features'].shape, (4, 16 * 16 * 3))
+
+  def test_small_pictures(self):
+    model = models.get('cnn', num_outputs=2, width=2)
+    fields = {'image': jnp.ones((1, 1, 1, 1))}
+    outputs, _ = model.apply(model.init(jax.random.key(0), fields), fields)
+    self.assertEqual(outputs['logits'].shape, (1, 2))
+
+
+if __name__ == '__main__':
+  absltest.main()

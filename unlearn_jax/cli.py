@@ -1,0 +1,83 @@
+"""The command line: `unlearn-jax run` and `unlearn-jax list`."""
+
+import os
+import sys
+
+from absl import app
+from absl import flags
+from absl import logging
+import jax
+from ml_collections import config_flags
+
+from unlearn_jax import experiment
+from unlearn_jax import methods
+from unlearn_jax import models
+from unlearn_jax.data import sources
+
+USAGE = """unlearn-jax COMMAND
+
+  run --config=experiments/configs/NAME.py[:smoke] --workdir=DIR [--resume | --overwrite]
+      [--config.KEY=VALUE ...]     run an experiment; the report lands in DIR
+  list                             methods, models and data sets, and what each needs
+"""
+
+
+def define_flags() -> tuple[flags.FlagHolder, flags.FlagHolder, flags.FlagHolder, flags.FlagHolder,
+                            flags.FlagHolder]:
+  """The flags of `run`; called once, by whoever owns the process."""
+  config = config_flags.DEFINE_config_file(
+      'config', None, 'The experiment, a .py file with get_config(mode).', lock_config=True)
+  workdir = flags.DEFINE_string('workdir', None, 'Where checkpoints, results and report go.')
+  resume = flags.DEFINE_bool('resume', False, 'Continue the results in --workdir.')
+  overwrite = flags.DEFINE_bool('overwrite', False, 'Delete the results in --workdir first.')
+  distributed = flags.DEFINE_bool(
+      'distributed', False, 'Several hosts: call jax.distributed.initialize() first.')
+  flags.mark_flags_as_required(['config', 'workdir'])
+  return config, workdir, resume, overwrite, distributed
+
+
+def use_compilation_cache() -> None:
+  """Keeps compiled programs between runs, beside the other cached files."""
+  if jax.config.jax_compilation_cache_dir is None:
+    jax.config.update('jax_compilation_cache_dir', os.path.join(sources.cache_dir(), 'jax'))
+    jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
+
+
+def main(holders) -> None:
+  """Runs the experiment that the parsed flags describe."""
+  config, workdir, resume, overwrite, distributed = (holder.value for holder in holders)
+  if distributed:
+    jax.distributed.initialize()
+  use_compilation_cache()
+  try:
+    experiment.run(config, workdir, resume=resume, overwrite=overwrite)
+  except (ValueError, FileNotFoundError, FloatingPointError) as error:
+    # What the user can mend is one line; the traceback is for -v 1.
+    logging.vlog(1, 'traceback', exc_info=True)
+    sys.exit(f'error: {error}')
+  print(f'report: {os.path.join(workdir, "report.html")}')
+
+
+def listing() -> str:
+  """The text of `unlearn-jax list`."""
+  lines = ['methods (config.methods.NAME)']
+  for name in methods.names():
+    summary = methods.get(name).__doc__.splitlines()[0]
+    lines += [f'  {name:<14} {summary}',
+              f'  {"":<14} settings: {", ".join(methods.arguments(name))}']
+  lines += ['', 'models (config.model)', *(f'  {name}' for name in models.names())]
+  lines += ['', 'data sets (config.data.name)']
+  lines += [f'  {name:<14} {needs}' for name, needs in sources.NAMES.items()]
+  return '\n'.join(lines)
+
+
+def console() -> None:
+  """Entry point of the `unlearn-jax` script."""
+  command = sys.argv[1] if len(sys.argv) > 1 else ''
+  if command == 'list':
+    print(listing())
+  elif command == 'run':
+    holders = define_flags()
+    app.run(lambda _: main(holders), argv=[sys.argv[0], *sys.argv[2:]])
+  else:
+    sys.exit(USAGE if command in ('', '-h', '--help') else f'no command {command!r}\n{USAGE}')

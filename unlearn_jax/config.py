@@ -1,0 +1,143 @@
+"""Experiment configs: defaults, method settings from their factories' signatures, checks."""
+
+from collections.abc import Mapping
+import inspect
+import json
+import types as python_types
+import typing
+from typing import Any
+
+from ml_collections import config_dict
+
+from unlearn_jax import methods
+from unlearn_jax.methods import registry
+
+VARIANT = '-'  # 'dlfd-alone' is a row of its own, run by the method 'dlfd'
+BUILTIN = ('original', 'retrain')
+
+
+def experiment(*, name: str, data: Mapping[str, Any], split: Mapping[str, Any], model: str,
+               model_args: Mapping[str, Any] | None = None, train: Mapping[str, Any] | None = None,
+               methods: Mapping[str, Mapping[str, Any]] | None = None,
+               sweep: Mapping[str, Any] | None = None,
+               cases: Mapping[str, Mapping[str, Any]] | None = None, **settings
+               ) -> config_dict.ConfigDict:
+  """A locked, typed config.
+
+  Settings of a method that stay None take the budget's value, then the factory's own default.
+
+  Args:
+    name: of the experiment; names its results.
+    data: `name` of a source, and any of `label_noise`, `seed`, `image_size`, `augment`.
+    split: `kind` (`identity`, `class`, `random`), `seed`, and that kind's arguments.
+    model: a registered model.
+    model_args: its arguments.
+    train: the recipe of the original and the retrained model: settings of `retrain`.
+    methods: row -> settings. A row is a method's name, or `METHOD-VARIANT`. `config.rows` lists
+      those to run, in the table's order.
+    sweep: `learning_rates` (empty: no sweep), `seeds`, `share`.
+    cases: case -> nested changes of this config: the experiment is run once per case.
+    **settings: the remaining top-level fields, see the code.
+
+  Raises:
+    ValueError: unknown fields or settings ("did you mean"), wrong types.
+  """
+  config = config_dict.ConfigDict({
+      'name': name,
+      'data_dir': '',
+      'cache_dir': '',
+      'data': {'name': '', 'label_noise': 0.0, 'seed': 0, 'image_size': 0, 'augment': ()},
+      'split': dict(split),
+      'model': model,
+      'model_args': dict(model_args or {}),
+      'train': _settings('retrain', train or {}, 'train'),
+      'methods': {row: _settings(method_of(row), values, f'methods.{row}')
+                  for row, values in (methods or {}).items()},
+      'rows': tuple(methods or ()),
+      'budget': 'dlfd',
+      'seeds': (0, 1, 2),
+      'batch_size': 64,
+      'forget_batch_size': 0,
+      'sweep': {'learning_rates': (), 'seeds': (0,), 'share': 0.5},
+      'cases': dict(cases or {}),
+      'devices': 0,
+      'log_every': 10,
+      'checkpoint_every': 0,
+  })
+  _update(config.data, data, 'data')
+  _update(config.sweep, sweep or {}, 'sweep')
+  _update(config, settings, '')
+  return config.lock()
+
+
+def method_of(row: str) -> str:
+  """The registered method that runs a row."""
+  return row.split(VARIANT)[0]
+
+
+def _update(target: config_dict.ConfigDict, values: Mapping[str, Any], where: str) -> None:
+  for key, value in values.items():
+    path = f'{where}.{key}' if where else key
+    if key not in target:
+      raise ValueError(f'config has no field {path!r}{registry.suggestion(key, list(target))}')
+    try:
+      target[key] = value
+    except TypeError as error:
+      raise ValueError(f'config.{path}: {error}') from error
+
+
+def _settings(name: str, values: Mapping[str, Any], where: str) -> config_dict.ConfigDict:
+  """A method's settings as typed placeholders: the factory's signature is the only source."""
+  settings = config_dict.ConfigDict({
+      key: config_dict.placeholder(_type_of(parameter))
+      for key, parameter in methods.arguments(name).items()})
+  _update(settings, values, where)
+  return settings
+
+
+def _type_of(parameter: inspect.Parameter) -> type:
+  """The plain type of an annotation such as `tuple[float, ...] | None`."""
+  kind = parameter.annotation
+  if typing.get_origin(kind) in (typing.Union, python_types.UnionType):
+    kind = next(arg for arg in typing.get_args(kind) if arg is not type(None))
+  return typing.get_origin(kind) or kind
+
+
+def resolved(config: config_dict.ConfigDict, row: str) -> dict[str, Any]:
+  """The settings that a row runs with: config, else budget, else the factory's default."""
+  name = method_of(row)
+  chosen = {key: parameter.default for key, parameter in methods.arguments(name).items()}
+  chosen |= registry.BUDGETS[config.budget].get(name, {})
+  given = config.train if row in BUILTIN else config.methods[row]
+  return chosen | {key: value for key, value in given.items() if value is not None}
+
+
+def check(config: config_dict.ConfigDict) -> None:
+  """Checks what types cannot.
+
+  Raises:
+    ValueError: says which field, what was wrong and what is allowed.
+  """
+  if config.budget not in registry.BUDGETS:
+    raise ValueError(f'config.budget {config.budget!r}'
+                     f'{registry.suggestion(config.budget, registry.BUDGETS)}')
+  if not config.seeds or len(set(config.seeds)) != len(config.seeds):
+    raise ValueError(f'config.seeds must be one or more different integers, got {config.seeds}')
+  for field in ('batch_size', 'log_every'):
+    if config[field] < 1:
+      raise ValueError(f'config.{field} must be at least 1, got {config[field]}')
+  for row in config.methods:
+    if row in BUILTIN:
+      raise ValueError(f'config.methods names {row!r}, which every experiment runs anyway; its '
+                       'recipe is config.train')
+  kinds = ('identity', 'class', 'random')
+  if config.split.get('kind') not in kinds:
+    raise ValueError(f'config.split.kind is one of {kinds}, got {config.split.get("kind")!r}')
+  for row in config.rows:
+    if row not in config.methods:
+      raise ValueError(f'config.rows names {row!r}{registry.suggestion(row, list(config.methods))}')
+
+
+def to_json(config: config_dict.ConfigDict) -> dict[str, Any]:
+  """The config as plain JSON data, tuples as lists."""
+  return json.loads(config.to_json_best_effort())

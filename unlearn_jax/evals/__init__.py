@@ -1,0 +1,1 @@
+"""Measurements of a model: import the modules (`metrics`, `run`, `classification`, ...) one by one."""

@@ -1,0 +1,233 @@
+"""`results.json` -> `report.md` and a self-contained `report.html`, from one list of sections."""
+
+from collections.abc import Mapping, Sequence
+import os
+from typing import Any
+
+from unlearn_jax.evals import figures
+from unlearn_jax.evals import render
+from unlearn_jax.evals import results as results_lib
+from unlearn_jax.evals import wording
+
+summarise = results_lib.summarise
+from_json = results_lib.from_json
+markdown_table = results_lib.markdown_table
+
+DLFD_ATTACK = ('forgetting_score[dlfd]', 'forgetting_floor[dlfd]')
+COLLAPSE = ('accuracy/retain', 'accuracy/test', 'probe_accuracy/test', 'separability/retain',
+            'separability/test')
+ACROSS = ('nomus', 'accuracy/test', 'forgetting_score[benchmark]', 'mia_auc/unseen', 'loss_gap')
+
+
+def write(results: Mapping[str, Any], directory: str | os.PathLike, *,
+          losses: Mapping[tuple[str, int], Mapping[str, Any]] | None = None,
+          curves: Mapping[str, Mapping[str, Any]] | None = None) -> tuple[str, str]:
+  """Writes the report of an experiment.
+
+  Args:
+    results: the content of `results.json`.
+    directory: gets `report.md` (words and tables) and `report.html` (figures too).
+    losses: (method, seed) -> `forget` [n] and `unseen` [m] losses; the histograms show the first
+      seed.
+    curves: method -> `step` and `loss` lists of one seed.
+
+  Returns:
+    The paths of both files.
+
+  Raises:
+    ValueError: results without an original and a retrained model.
+    ImportError: matplotlib is missing; names the extra that brings it.
+  """
+  sections = _comparison(results)  # refuses results without anchors
+  sections += _figure_sections(results, losses or {}, curves or {}) + _background(results)
+  return render.save(directory, _title(results), sections)
+
+
+def write_cases(results: Mapping[str, Any], directory: str | os.PathLike) -> tuple[str, str]:
+  """Writes the report of an experiment that was run once per case.
+
+  Args:
+    results: `config`, `versions` and `cases`: case -> the `results.json` of that case.
+    directory: as in `write`; every case has a report of its own in `cases/CASE/`.
+  """
+  return render.save(directory, _title(results), _case_sections(results, pictures=True))
+
+
+def markdown(results: Mapping[str, Any]) -> str:
+  """All words and tables of a report, without figures; `results` with or without `cases`."""
+  if 'cases' in results:
+    return render.to_markdown(_title(results), _case_sections(results, pictures=False))
+  return render.to_markdown(_title(results), _comparison(results) + _background(results))
+
+
+def _title(results) -> str:
+  return f'Unlearning report: {results.get("config", {}).get("name") or "experiment"}'
+
+
+def _comparison(results) -> list[render.Section]:
+  """What was asked, and how the methods compare."""
+  table = results_lib.main_table(results)
+  return [
+      render.Section('', (wording.question(results), wording.answer(results))),
+      render.Section('Results', (
+          table,
+          f'Mean ± standard deviation over {wording.seeds(results)}. In bold: the approximate method with '
+          'the best NoMUS. The last row is the noise of this table: the same number differs by that '
+          'much between retrained models that differ only in their seed.')),
+      render.Section('Signed gaps to the retrained model', (
+          results_lib.gap_table(results),
+          'Method minus retrained model, seed by seed. † marks a gap no larger than the floor: this '
+          'experiment cannot tell it from the noise of retraining. Both signs are leaks: forgotten '
+          'records that do better than with a retrained model are still remembered, forgotten '
+          'records that do worse stand out as deleted.')),
+  ]
+
+
+def _background(results) -> list[render.Section]:
+  """Everything behind the comparison: features, cost, tuning, conventions, limits, origins."""
+  measured = {metric for part in results['methods'].values() for metric in part['metrics']}
+  sections = []
+  if measured & set(COLLAPSE[2:]):
+    shown = [metric for metric in COLLAPSE if metric in measured]
+    sections.append(render.Section('Correlation collapse', (
+        _plain_table(results, shown),
+        'Does unlearning damage the features themselves? `Original` is the state before, every '
+        'other row after. The probe is a logistic regression from features to labels, trained on '
+        'retained and scored on test records; separability is Fisher\'s ratio of the scatter '
+        'between classes to the scatter within them (higher: classes lie further apart).')))
+  if DLFD_ATTACK[0] in measured:
+    sections.append(render.Section('Membership attack in the convention of DLFD', (
+        _plain_table(results, DLFD_ATTACK),
+        'The same attack on all forgotten and unseen records, whatever their numbers. Compare a '
+        'score with the floor beside it, and with no score of the other convention.')))
+  sections.append(render.Section('Cost', (
+      _cost_table(results),
+      'Time in training steps, and in the signals that they read; compilation is listed apart. '
+      f'{_hardware(results)}')))
+  if results.get('sweep'):
+    sections.append(_sweep_section(results['sweep']))
+  if results.get('settings'):
+    rows = tuple((results_lib.display(name), ', '.join(f'{key}={_short(x)}'
+                  for key, x in results['settings'][name].items()))
+                 for name in results_lib.ordered(results['methods'])
+                 if name in results['settings'])
+    sections.append(render.Section('Settings', (render.Table(('Method', 'Settings'), rows, text=True),)))
+  return sections + _closing([results], results)
+
+
+def _figure_sections(results, losses, curves) -> list[render.Section]:
+  sections = [render.Section('Forgetting and utility', (
+      render.Figure(figures.nomus(results),
+             'NoMUS = (test accuracy + 1 - 2 × Forgetting Score) / 2. Bars: mean; whiskers: '
+             'standard deviation; dots: seeds; dashed: retrained model.'),
+      render.Figure(figures.trade_off(results),
+             'Test accuracy against the Forgetting Score [benchmark]; one point per method and '
+             'seed. Best is where the retrained models are, not the upper left corner.')))]
+  if losses:
+    first = next(iter(losses))[1]
+    panels = {name: found for (name, seed), found in losses.items() if seed == first}
+    sections.append(render.Section('Losses of forgotten and unseen records', (
+        render.Figure(figures.loss_histograms(panels),
+               f'Per-record losses, seed {first}; dashed: means. Losses below '
+               f'{figures.SMALLEST_LOSS:g} are drawn there. Unlearning succeeds where both '
+               'colours lie as they do for the retrained model; green to the right of orange is '
+               'over-forgetting.'),)))
+  if any(len(curve.get('step', ())) for curve in curves.values()):
+    sections.append(render.Section('Training curves', (
+        render.Figure(figures.loss_curves(curves),
+               "Each method's own objective, one seed. The scales differ, and so do the "
+               'objectives: compare shapes, not heights.'),)))
+  return sections
+
+
+def _hardware(results) -> str:
+  versions = results.get('versions', {})
+  if 'backend' not in versions:
+    return ''
+  return f'Ran on {versions.get("devices", "?")} {versions["backend"]} device(s).'
+
+
+def _closing(parts, results) -> list[render.Section]:
+  """Conventions, limits, origins."""
+  sections = [render.Section('Conventions', (wording.conventions(parts),)),
+              render.Section('Limits', (wording.limits(parts),))]
+  if versions := results.get('versions'):
+    sections.append(render.Section('Versions', (
+        ', '.join(f'{name} {version}' for name, version in versions.items()) + '.',)))
+  if attribution := dict.fromkeys(part['attribution'] for part in parts if part.get('attribution')):
+    sections.append(render.Section('Data attribution', tuple(attribution)))
+  return sections
+
+
+def _plain_table(results, metrics: Sequence[str]) -> render.Table:
+  rows = tuple((results_lib.display(name),
+                *(results_lib.cell(results, name, metric) for metric in metrics))
+               for name in results_lib.ordered(results['methods']))
+  return render.Table(('Method', *(results_lib.METRICS[metric].label for metric in metrics)), rows,
+               anchors=frozenset((0, 1)))
+
+
+def _cost_table(results) -> render.Table:
+  rows = []
+  for name in results_lib.ordered(results['methods']):
+    part, share = results['methods'][name], results_lib.cost_share(results, name)
+    rows.append((results_lib.display(name), results_lib.spread(part['seconds'], digits=2),
+                 results_lib.spread(part['compile_seconds'], digits=2),
+                 results_lib.spread(share)))
+  return render.Table(('Method', 'Seconds', 'Seconds compiling', 'Fraction of retraining'), tuple(rows),
+               anchors=frozenset((0, 1)))
+
+
+def _sweep_section(sweep) -> render.Section:
+  rates, rows, strong = list(sweep['learning_rates']), [], set()
+  for row, (name, trials) in enumerate(sweep['trials'].items()):
+    scores = {trial['learning_rate']: trial['nomus/validation'] for trial in trials}
+    cells = []
+    for column, rate in enumerate(rates, 1):
+      score = scores.get(rate)
+      cells.append('diverged' if score is None else f'{score:.3f}')
+      if rate == sweep['chosen'][name]:
+        strong.add((row, column))
+    rows.append((name, *cells))
+  table = render.Table(('Method', *(f'{rate:g}' for rate in rates)), tuple(rows), frozenset(strong))
+  records = f' ({sweep["forget_records"]:,} records)' if 'forget_records' in sweep else ''
+  return render.Section('Choice of the learning rate', (
+      table,
+      f'NoMUS on validation data by learning rate, mean over seeds {_short(sweep["seeds"])}; in '
+      f'bold, the chosen one. Every method had the same {len(rates)} trials. Their forget set'
+      f'{records} was drawn from retained data, and validation data stood in for test and unseen '
+      'data.'))
+
+
+def _case_sections(results, *, pictures: bool) -> list[render.Section]:
+  cases = results['cases']
+  tables = {case: results_lib.main_table(part) for case, part in cases.items()}  # checks anchors
+  first = next(iter(cases.values()))
+  sections = [render.Section('', (f'The same experiment in {len(cases)} cases: '
+                           f'{", ".join(f"`{case}`" for case in cases)}.', wording.question(first)))]
+  if pictures:
+    sections.append(render.Section('Across the cases', (render.Figure(
+        figures.across_cases(cases, ACROSS),
+        'Mean and standard deviation over seeds; dashed: original and retrained model.'),)))
+  names = list(dict.fromkeys(name for part in cases.values()
+                             for name in results_lib.ordered(part['methods'])))
+  for metric in ACROSS:
+    rows = tuple(
+        (results_lib.display(name),
+         *(results_lib.cell(part, name, metric) if name in part['methods'] else ''
+           for part in cases.values())) for name in names)
+    shown = results_lib.METRICS[metric]
+    sections.append(render.Section(f'{shown.label} ({shown.ideal})', (
+        render.Table(('Method', *cases), rows, anchors=frozenset((0, 1))),)))
+  for case, table in tables.items():
+    sizes = ', '.join(f'{n:,} {name}' for name, n in cases[case].get('split_sizes', {}).items())
+    sections.append(render.Section(f'Case {case}', ((f'Records: {sizes}.',) if sizes else ()) + (table,)))
+  return sections + _closing(list(cases.values()), results)
+
+
+def _short(x: Any) -> str:
+  if isinstance(x, float):
+    return f'{x:g}'
+  if isinstance(x, (list, tuple)):
+    return ', '.join(map(_short, x)) or 'none'
+  return str(x)

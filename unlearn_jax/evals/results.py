@@ -1,0 +1,234 @@
+"""The numbers of an experiment: per-seed rows -> `results.json`, and the tables made from it."""
+
+from collections.abc import Mapping, Sequence
+import itertools
+import json
+import math
+import os
+import statistics
+from typing import Any, NamedTuple
+
+from unlearn_jax.evals import render
+
+ANCHORS = ('original', 'retrain')
+NOT_AVAILABLE = 'n/a'
+
+
+class Metric(NamedTuple):
+  """How a metric is shown: a heading, and what its best value is."""
+
+  label: str
+  ideal: str
+
+
+METRICS = {
+    'accuracy/test': Metric('Test accuracy', 'higher'),
+    'accuracy/forget': Metric('Forget accuracy', 'as retrained'),
+    'accuracy/retain': Metric('Retain accuracy', 'higher'),
+    'forgetting_score[benchmark]': Metric('Forgetting Score [benchmark]', 'lower, ideal: its floor'),
+    'forgetting_score[dlfd]': Metric('Forgetting Score [dlfd]', 'lower, ideal: its floor'),
+    'forgetting_floor[benchmark]': Metric('No-signal floor', 'of the attack'),
+    'forgetting_floor[dlfd]': Metric('No-signal floor', 'of the attack'),
+    'nomus': Metric('NoMUS', 'higher, best 1'),
+    'mia_auc/unseen': Metric('Loss attack AUC', 'ideal 0.5'),
+    'loss_gap': Metric('Loss gap forget - unseen', 'as retrained'),
+    'probe_accuracy/test': Metric('Probe accuracy, test', 'higher'),
+    'separability/retain': Metric('Separability, retain', 'as before'),
+    'separability/test': Metric('Separability, test', 'as before'),
+}
+MAIN = ('accuracy/test', 'accuracy/forget', 'forgetting_score[benchmark]',
+        'forgetting_floor[benchmark]', 'nomus', 'mia_auc/unseen', 'loss_gap')
+SIGNED = ('loss_gap',)
+
+
+def summarise(rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
+  """The `methods` and `floor` parts of `results.json`.
+
+  Args:
+    rows: method -> one row per seed, all in the same order of seeds; a row has `metrics`
+      (name -> number or None), `seconds` and `compile_seconds`. Must hold `original` and `retrain`.
+
+  Returns:
+    `methods`: NAME -> `metrics` (METRIC -> mean, std with ddof=1, values), `seconds` and
+    `compile_seconds` likewise; `floor`: METRIC -> `pairs`, |retrain_i - retrain_j| of all pairs of
+    seeds, and their `max`. What cannot be computed is None: std of one seed, the mean if a seed has
+    no value, NaN and infinities.
+
+  Raises:
+    ValueError: an anchor is missing, there are no seeds, or methods differ in the number of seeds.
+  """
+  _require_anchors(rows)
+  seeds = {name: len(per_seed) for name, per_seed in rows.items()}
+  if len(set(seeds.values())) != 1 or 0 in seeds.values():
+    raise ValueError(f'every method needs one row per seed, got {seeds}')
+  methods = {}
+  for name in ordered(rows):
+    per_seed = rows[name]
+    names = dict.fromkeys(metric for row in per_seed for metric in row['metrics'])
+    methods[name] = {
+        'metrics': {metric: _statistics([row['metrics'].get(metric) for row in per_seed])
+                    for metric in names},
+        **{cost: _statistics([row[cost] for row in per_seed])
+           for cost in ('seconds', 'compile_seconds')}}
+  floor = {}
+  for metric, found in methods['retrain']['metrics'].items():
+    pairs = []
+    if None not in found['values']:
+      pairs = [abs(a - b) for a, b in itertools.combinations(found['values'], 2)]
+    floor[metric] = {'pairs': pairs, 'max': max(pairs, default=None)}
+  return {'methods': methods, 'floor': floor}
+
+
+def from_json(path: str | os.PathLike) -> dict[str, Any]:
+  """Reads `results.json`.
+
+  Raises:
+    ValueError: it is no such file, or lacks the original or the retrained model.
+  """
+  with open(path) as file:
+    results = json.load(file)
+  for part in results.get('cases', {'': results}).values():
+    if 'methods' not in part:
+      raise ValueError(f'{path} holds no results of an experiment (no "methods")')
+    _require_anchors(part['methods'])
+  return results
+
+
+def ordered(methods) -> tuple[str, ...]:
+  """Original and retrained first, then the methods in their own order."""
+  return ANCHORS + tuple(name for name in methods if name not in ANCHORS)
+
+
+def display(name: str) -> str:
+  return {'original': 'Original', 'retrain': 'Retrained'}.get(name, name)
+
+
+def best(results: Mapping[str, Any], metric: str = 'nomus') -> str | None:
+  """The approximate method with the highest mean; None if no method has one."""
+  means = {name: value(results, name, metric)['mean']
+           for name in ordered(results['methods']) if name not in ANCHORS}
+  able = {name: mean for name, mean in means.items() if mean is not None}
+  return max(able, key=able.get) if able else None
+
+
+def value(results: Mapping[str, Any], name: str, metric: str) -> dict[str, Any]:
+  """mean, std and values of a metric, all None where there is none."""
+  count = len(results['methods'][name]['seconds']['values'])
+  return results['methods'][name]['metrics'].get(
+      metric, {'mean': None, 'std': None, 'values': [None] * count})
+
+
+def gap(results: Mapping[str, Any], name: str, metric: str) -> dict[str, Any]:
+  """Signed gap to the retrained model of the same seed, as mean, std and values."""
+  ours, theirs = (value(results, who, metric)['values'] for who in (name, 'retrain'))
+  return _statistics([None if None in pair else pair[0] - pair[1] for pair in zip(ours, theirs)])
+
+
+def cost_share(results: Mapping[str, Any], name: str) -> dict[str, Any]:
+  """Seconds as a fraction of retraining with the same seed, compilation excluded on both sides."""
+  ours, theirs = (results['methods'][who]['seconds']['values'] for who in (name, 'retrain'))
+  return _statistics([a / b if a is not None and b else None for a, b in zip(ours, theirs)])
+
+
+def spread(found: Mapping[str, Any], *, signed: bool = False, digits: int = 3) -> str:
+  """'mean ± std'; '–' for the spread of one seed, 'n/a' for what has no value."""
+  if _number(found['mean']) is None:
+    return NOT_AVAILABLE
+  mean = f'{found["mean"]:{"+" if signed else ""}.{digits}f}'
+  std = _number(found['std'])
+  return f'{mean} ± {"–" if std is None else f"{std:.{digits}f}"}'
+
+
+def cell(results: Mapping[str, Any], name: str, metric: str) -> str:
+  """A metric as a table shows it; the floor of an attack is a property of the split, no estimate."""
+  found = value(results, name, metric)
+  if _is_floor(metric):
+    return NOT_AVAILABLE if found['mean'] is None else f'{found["mean"]:.3f}'
+  return spread(found, signed=metric in SIGNED)
+
+
+def main_table(results: Mapping[str, Any], metrics: Sequence[str] = MAIN) -> render.Table:
+  """The methods beside both anchors, and the spread between retrained models as the last row.
+
+  Raises:
+    ValueError: results without an original and a retrained model.
+  """
+  _require_anchors(results['methods'])
+  names = ordered(results['methods'])
+  rows = []
+  for name in names:
+    share = cost_share(results, name)
+    rows.append((display(name),
+                 *(cell(results, name, metric) for metric in metrics),
+                 NOT_AVAILABLE if share['mean'] is None else f'{100 * share["mean"]:.1f} %'))
+  rows.append(_floor_row(results, metrics) + ('',))
+  winner = best(results)
+  strong = frozenset()
+  if winner is not None:
+    columns = [0] + [1 + index for index, metric in enumerate(metrics) if metric == 'nomus']
+    strong = frozenset((names.index(winner), column) for column in columns)
+  headings = ('Method', *(_heading(metric) for metric in metrics), 'Time, of retraining')
+  return render.Table(headings, tuple(rows), strong, frozenset((0, 1, len(rows) - 1)))
+
+
+def gap_table(results: Mapping[str, Any], metrics: Sequence[str] = MAIN) -> render.Table:
+  """Signed gaps to the retrained model; a dagger where the floor is at least as large."""
+  _require_anchors(results['methods'])
+  metrics = [metric for metric in metrics if not _is_floor(metric)]
+  rows = []
+  for name in ordered(results['methods']):
+    if name == 'retrain':
+      continue
+    cells = []
+    for metric in metrics:
+      found = gap(results, name, metric)
+      largest = _number(results['floor'].get(metric, {}).get('max'))
+      inside = found['mean'] is not None and largest is not None and abs(found['mean']) <= largest
+      cells.append(('† ' if inside else '') + spread(found, signed=True))
+    rows.append((display(name), *cells))
+  rows.append(_floor_row(results, metrics))
+  headings = ('Method', *(METRICS[metric].label if metric in METRICS else metric
+                          for metric in metrics))
+  return render.Table(headings, tuple(rows), anchors=frozenset((0, len(rows) - 1)))
+
+
+def markdown_table(results: Mapping[str, Any], metrics: Sequence[str] = MAIN) -> str:
+  """`main_table` in Markdown."""
+  return render.table_markdown(main_table(results, metrics))
+
+
+def _floor_row(results, metrics):
+  """Largest difference between two retrained models."""
+  cells = []
+  for metric in metrics:
+    largest = _number(results['floor'].get(metric, {}).get('max'))
+    cells.append('' if _is_floor(metric) else NOT_AVAILABLE if largest is None else f'{largest:.3f}')
+  return ('Floor: retrained against retrained, largest difference', *cells)
+
+
+def _is_floor(metric):
+  return metric.startswith('forgetting_floor')
+
+
+def _heading(metric):
+  shown = METRICS.get(metric)
+  return metric if shown is None else f'{shown.label} ({shown.ideal})'
+
+
+def _require_anchors(methods):
+  if missing := [name for name in ANCHORS if name not in methods]:
+    raise ValueError(f'results without {" and ".join(missing)}: no table is written without the '
+                     f'original and the retrained model; there is {sorted(methods)}')
+
+
+def _number(x) -> float | None:
+  """A finite float, or None."""
+  return float(x) if x is not None and math.isfinite(x) else None
+
+
+def _statistics(values: Sequence[Any]) -> dict[str, Any]:
+  values = [_number(x) for x in values]
+  whole = None not in values
+  return {'mean': statistics.fmean(values) if whole else None,
+          'std': statistics.stdev(values) if whole and len(values) > 1 else None,
+          'values': values}

@@ -1,0 +1,118 @@
+"""What a report says in words: the question, the answer, conventions and limits."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from unlearn_jax.evals import results as results_lib
+
+_UNBALANCED = 0.05  # a no-signal floor above this dominates the score
+
+
+def question(results: Mapping[str, Any]) -> str:
+  """One paragraph: what was asked, of which data, and how settings were chosen."""
+  config, sizes = results.get('config', {}), results.get('split_sizes', {})
+  data = config.get('data', {})
+  kinds = {'identity': 'all records of the chosen identities; no identity is in two splits',
+           'class': 'records of the chosen classes', 'random': 'single records, drawn at random'}
+  parts = ['Does a model, after unlearning, behave as if it had never seen the forgotten records, '
+           'and is it still good?']
+  if data.get('name'):
+    noise = data.get('label_noise')
+    planted = f', {100 * noise:g} % of the labels replaced at random' if noise else ''
+    parts.append(f'Data: {data["name"]}{planted}.')
+  if sizes:
+    parts.append('Records: ' + ', '.join(f'{n:,} {name}' for name, n in sizes.items()) + '.')
+  kind = config.get('split', {}).get('kind')
+  if kind in kinds:
+    parts.append(f'Forgotten: {kinds[kind]}.')
+  parts.append(f'Split `{str(results.get("split_hash", results_lib.NOT_AVAILABLE))[:16]}`, '
+               f'{seeds(results)}.')
+  if results.get('sweep'):
+    parts.append('The learning rate of every method was chosen by the same number of trials on '
+                 'validation data; forgotten, test and unseen records of this report took no part.')
+  else:
+    budget = f' (budget `{config["budget"]}`)' if config.get('budget') else ''
+    parts.append(f'Settings are those of the config{budget}; this run searched for none.')
+  return ' '.join(parts)
+
+
+def answer(results: Mapping[str, Any]) -> str:
+  """The headline in one sentence."""
+  winner = results_lib.best(results)
+  if winner is None:
+    return 'No approximate method has a NoMUS.'
+  shown = {name: results_lib.spread(results_lib.value(results, name, 'nomus'))
+           for name in (winner, 'retrain', 'original')}
+  largest = results['floor'].get('nomus', {}).get('max')
+  noise = ('With one seed the noise is unknown.' if largest is None else
+           f'Retrained models of different seeds differ by up to {largest:.3f}.')
+  return (f'Best NoMUS of the approximate methods: **{winner}** with {shown[winner]}, beside '
+          f'{shown["retrain"]} of the retrained and {shown["original"]} of the original model. '
+          f'{noise}')
+
+
+def seeds(results: Mapping[str, Any]) -> str:
+  """'seeds 0, 1, 2'."""
+  names = results.get('config', {}).get('seeds')
+  if names is None:
+    count = len(results['methods']['retrain']['seconds']['values'])
+    return f'{count} seed{"s" if count > 1 else ""}'
+  return f'seed{"s" if len(names) > 1 else ""} {", ".join(map(str, names))}'
+
+
+def conventions(parts: Sequence[Mapping[str, Any]]) -> list[str]:
+  """What the numbers mean; `parts` are results that share their metrics."""
+  floors = {}
+  for name in ('benchmark', 'dlfd'):
+    found = dict.fromkeys(results_lib.cell(part, 'retrain', f'forgetting_floor[{name}]')
+                          for part in parts)
+    floors[name] = ', '.join(found) + (' (by case)' if len(found) > 1 else '')
+  return [
+      '**Forgetting Score [benchmark]**: |0.5 - accuracy| of a logistic regression on the loss that '
+      'tells forgotten from unseen records, 10 stratified 90/10 splits; forgotten records shuffled '
+      'and truncated to the number of unseen ones. Ideal: 0. Score of an attack without any signal: '
+      f'{floors["benchmark"]} plus sampling noise. Source: MUFAC/MUCAC benchmark.',
+      '**Forgetting Score [dlfd]**: the same attack without truncation, as the released DLFD code '
+      f'computes it. Score of an attack without any signal: {floors["dlfd"]}, from class imbalance '
+      'alone. The two are different numbers and are never compared with each other.',
+      '**NoMUS**: DLFD Eq. 5, from test accuracy and Forgetting Score [benchmark].',
+      '**Loss attack AUC**: chance that a forgotten record has a smaller loss than an unseen one. '
+      'Ideal: 0.5; above, still remembered; below, over-forgotten.',
+      '**Loss gap**: mean loss of forgotten minus mean loss of unseen records. Ideal: the retrained '
+      "model's.",
+      '**Retrained**: trained from a fresh initialisation, all layers, same recipe, without the '
+      'forgotten records.']
+
+
+def limits(parts: Sequence[Mapping[str, Any]]) -> list[str]:
+  """What the numbers cannot show, each limit once."""
+  return list(dict.fromkeys(limit for part in parts for limit in _limits(part)))
+
+
+def _limits(results) -> list[str]:
+  count = len(results['methods']['retrain']['seconds']['values'])
+  found = [
+      'The attack sees one number per record, the loss. A score near the floor means that this '
+      'attack finds nothing; stronger, per-record attacks may still find something.',
+      'The Forgetting Score of two identical distributions is about 0.01 to 0.03 with a few hundred '
+      'records of each kind; differences of that size mean nothing.']
+  if count == 1:
+    found.append('One seed: there is no spread and no floor, so no difference in this report can '
+                  'be told from noise.')
+  elif count < 5:
+    found.append(f'{count} seeds give {count * (count - 1) // 2} pair(s) of retrained models: the '
+                  'floor is rough, and a gap inside it is no proof of equality.')
+  floor = results_lib.value(results, 'retrain', 'forgetting_floor[benchmark]')['mean']
+  if floor is not None and floor > _UNBALANCED:
+    found.append('There are fewer forgotten than unseen records, so the attack is unbalanced: its '
+                  'Forgetting Score, and NoMUS with it, mostly show the imbalance. Read the AUC and '
+                  'the loss gap instead.')
+  sizes = results.get('split_sizes', {})
+  small = [f'{sizes[name]} {name}' for name in ('forget', 'unseen', 'test')
+           if 0 < sizes.get(name, 10**9) < 200]
+  if small:
+    found.append(f'Few records ({", ".join(small)}): their metrics are coarse.')
+  if results.get('config', {}).get('data', {}).get('label_noise'):
+    found.append('Labels were falsified on purpose, so that there is something to forget; '
+                  'accuracies are measured against the falsified labels where a split has them.')
+  return found

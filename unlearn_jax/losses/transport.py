@@ -1,0 +1,218 @@
+"""Entropic optimal transport between small batches. The only file that touches ott."""
+
+import functools
+import types
+from typing import NamedTuple
+import warnings
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from unlearn_jax.losses._compiled import compiled, floating
+
+NORM_FLOOR = 1e-6  # below this length a vector has no direction (torch clamps norms there)
+
+
+class SinkhornPlan(NamedTuple):
+  """A transport plan and how it was found.
+
+  Attributes:
+    plan: T [m, n], at least 0.
+    cost: scalar <T, C> = sum_ij T_ij C_ij, without the entropy term.
+    converged: bool scalar, whether the stop rule fired within the iterations allowed and nothing
+      was NaN.
+    iterations: int32 scalar, iterations that were run.
+    error: scalar, what the stop rule last compared with its threshold.
+  """
+
+  plan: jax.Array
+  cost: jax.Array
+  converged: jax.Array
+  iterations: jax.Array
+  error: jax.Array
+
+
+@functools.cache
+def _ott() -> types.SimpleNamespace:
+  """ott's pieces, imported on first use: they pull in Flax and matplotlib."""
+  # The first use may be inside a trace, where constants made at import would become tracers.
+  with jax.ensure_compile_time_eval(), warnings.catch_warnings():
+    warnings.simplefilter('ignore', DeprecationWarning)  # ott imports the unmaintained jaxopt
+    from ott.geometry import geometry
+    from ott.problems.linear import linear_problem
+    from ott.solvers.linear import sinkhorn
+
+  @jax.tree_util.register_pytree_node_class
+  class ReleasedDLFD(sinkhorn.Sinkhorn):
+    """DLFD's released iteration, on the transposed problem: ott updates columns before rows."""
+
+    log_floor = 1e-6
+
+    def lse_step(self, ot_prob, state, iteration):
+      geom, eps = ot_prob.geom, ot_prob.geom.epsilon
+
+      def update(potentials, old, weights, axis):
+        # Neither stabilised nor exact: the floor caps how far an empty line can be lifted.
+        mass = jnp.sum(geom.transport_from_potentials(*potentials), axis=axis)
+        # Weight 0 leaves the potential alone: its cost is infinite, so it gets no mass anyway.
+        target = jnp.log(jnp.where(weights > 0, weights, 1.0))
+        step = eps * (target - jnp.log(mass + self.log_floor))
+        return old + jnp.where(weights > 0, step, 0.0)
+
+      f, g = state.potentials
+      g = update((f, g), g, ot_prob.b, axis=0)
+      f = update((f, g), f, ot_prob.a, axis=1)
+      return state.set(potentials=(f, g))
+
+    def one_iteration(self, ot_prob, state, iteration, compute_error):
+      moved = self.lse_step(ot_prob, state, iteration)
+      change = jnp.sum(jnp.abs(moved.gv - state.gv))
+      return moved.set(errors=state.errors.at[iteration, 0].set(change))
+
+  return types.SimpleNamespace(
+      Geometry=geometry.Geometry, Problem=linear_problem.LinearProblem,
+      Sinkhorn=sinkhorn.Sinkhorn, ReleasedDLFD=ReleasedDLFD)
+
+
+def _weights(weights: jax.Array | None, size: int, cost: jax.Array) -> jax.Array:
+  """A marginal [size] in the dtype of the cost; uniform by default."""
+  if weights is None:
+    return jnp.full((size,), 1.0 / size, cost.dtype)
+  chex.assert_shape(weights, (size,))
+  return jnp.asarray(weights).astype(cost.dtype)
+
+
+def _check_iterations(name: str, max_iterations: int) -> None:
+  if max_iterations < 1:
+    raise ValueError(f'{name}: max_iterations is at least 1, got {max_iterations}')
+
+
+def _outcome(out, plan: jax.Array, cost: jax.Array) -> SinkhornPlan:
+  """ott's record of errors, -1 where none was taken, as the fields of a `SinkhornPlan`."""
+  taken = jnp.sum((out.errors != -1).astype(jnp.int32))
+  return SinkhornPlan(
+      plan=plan, cost=jnp.sum(plan * cost), converged=out.converged, iterations=taken,
+      error=jax.lax.stop_gradient(out.errors[jnp.maximum(taken - 1, 0)]))
+
+
+@compiled()
+def cosine_cost(x: jax.Array, y: jax.Array) -> jax.Array:
+  """`C_ij = max(0, 1 - <x_i, y_j> / (|x_i| |y_j|))`, in [0, 2]; the cost c of DLFD's Eq. 1.
+
+  Source: the released code of DLFD. A vector shorter than 1e-6 has no direction: its cosine with
+  everything is 0, its cost 1 and its gradient 0 (ours; the release divides by the floor there).
+
+  Args:
+    x: [m, d].
+    y: [n, d].
+
+  Returns:
+    [m, n], float32 at least.
+
+  Raises:
+    AssertionError: shapes that do not fit.
+  """
+  chex.assert_rank([x, y], 2)
+  chex.assert_equal_shape_suffix([x, y], 1)
+
+  def unit(rows):
+    square = jnp.sum(rows * rows, axis=1, keepdims=True)  # [m, 1]
+    long = square > NORM_FLOOR**2
+    # Both branches must be finite, else the gradient of the dead one is 0 * inf.
+    return jnp.where(long, rows / jnp.sqrt(jnp.where(long, square, 1.0)), 0.0)
+
+  # Highest precision: accelerators would multiply in bfloat16 or TF32, coarser than epsilon.
+  cosine = jnp.matmul(unit(floating(x)), unit(floating(y)).T, precision=jax.lax.Precision.HIGHEST)
+  return jnp.maximum(0.0, 1.0 - cosine)
+
+
+@compiled(static=('max_iterations',))
+def sinkhorn_plan(
+    cost: jax.Array, a: jax.Array | None = None, b: jax.Array | None = None, *,
+    epsilon: jax.Array | float, max_iterations: int = 100, threshold: jax.Array | float = 1e-4,
+) -> SinkhornPlan:
+  """Entropic transport, `argmin <T, C> + epsilon sum_ij T_ij log T_ij` with T1 = a, T'1 = b.
+
+  DLFD's Eq. 2 with epsilon = 1 / lambda and the sign of the entropy that makes the problem convex
+  (the paper prints the opposite one, its code has this). Solved by ott's Sinkhorn in the log
+  domain with an absolute epsilon, columns before rows. Rows hold exactly after each iteration, so
+  the error of the marginals is that of the columns, `sum_j |sum_i T_ij - b_j|`.
+
+  Gradient: through the plan, by reverse-mode differentiation of the iterations that were run
+  (unrolled; ott's `implicit_diff=None`): the derivative of what was computed, converged or not.
+  With respect to `cost` it is finite even with weights of 0, with respect to `a`, `b` and `epsilon`
+  when all weights are positive. The implicit rule would assume convergence, which a small epsilon
+  does not reach in 50 iterations. No forward mode.
+
+  Args:
+    cost: C [m, n], finite.
+    a: [m] weights of the rows, at least 0; None is uniform, 1/m. Weights of 0 give rows of 0.
+    b: [n] weights of the columns, with the sum of `a`; None is uniform, 1/n.
+    epsilon: strength of the entropy in units of the cost, > 0, traced.
+    max_iterations: static, at least 1.
+    threshold: largest L1 error of the marginals to stop at, traced.
+
+  Returns:
+    A `SinkhornPlan`; `error` is the L1 error of the marginals.
+
+  Raises:
+    AssertionError: shapes that do not fit.
+    ValueError: no iterations.
+  """
+  chex.assert_rank(cost, 2)
+  _check_iterations('sinkhorn_plan', max_iterations)
+  cost = floating(cost)
+  a, b = _weights(a, cost.shape[0], cost), _weights(b, cost.shape[1], cost)
+  ott = _ott()
+  problem = ott.Problem(ott.Geometry(cost, epsilon=jnp.asarray(epsilon, cost.dtype)), a, b)
+  solver = ott.Sinkhorn(lse_mode=True, threshold=jnp.asarray(threshold, cost.dtype),
+                        inner_iterations=1, max_iterations=max_iterations, implicit_diff=None)
+  out = solver(problem)
+  return _outcome(out, problem.geom.transport_from_potentials(out.f, out.g), cost)
+
+
+@compiled(static=('max_iterations',))
+def released_dlfd_plan(
+    cost: jax.Array, a: jax.Array | None = None, b: jax.Array | None = None, *,
+    epsilon: jax.Array | float, max_iterations: int = 50, threshold: jax.Array | float = 0.1,
+) -> SinkhornPlan:
+  """The solver of DLFD's released code, quirks included: what comes out is not always a coupling.
+
+  `u_i += epsilon (log a_i - log(1e-6 + sum_j exp((u_i + v_j - C_ij) / epsilon)))`, then v alike
+  with the new u, until `sum_i |du_i| < threshold`. The logarithm is not stabilised and floored
+  within, so a line whose costs exceed about 14 epsilon starts with an empty kernel and may end
+  without mass. The plan is `exp((u_i + v_j - C_ij) / epsilon)`. A small subclass of ott's Sinkhorn,
+  on the transposed problem since ott updates columns first.
+
+  Gradient: through the plan, unrolled, with the limits of `sinkhorn_plan`.
+
+  Args:
+    cost: C [m, n], finite.
+    a: [m] weights of the rows; None is uniform. Weights of 0 leave the problem (ours).
+    b: [n] weights of the columns; None is uniform.
+    epsilon: > 0, traced.
+    max_iterations: static, at least 1.
+    threshold: the stop rule's, on the potentials of the rows, traced.
+
+  Returns:
+    A `SinkhornPlan`; `error` is sum_i |du_i|, and `converged` tells only that it fell below the
+    threshold.
+
+  Raises:
+    AssertionError: shapes that do not fit.
+    ValueError: no iterations.
+  """
+  chex.assert_rank(cost, 2)
+  _check_iterations('released_dlfd_plan', max_iterations)
+  cost = floating(cost)
+  a, b = _weights(a, cost.shape[0], cost), _weights(b, cost.shape[1], cost)
+  ott = _ott()
+  # An infinite cost takes a line of weight 0 out of every sum, exactly and with gradient 0.
+  reachable = (a[:, None] > 0) & (b[None, :] > 0)
+  geom = ott.Geometry(jnp.where(reachable, cost, jnp.inf).T,
+                      epsilon=jnp.asarray(epsilon, cost.dtype))
+  solver = ott.ReleasedDLFD(lse_mode=True, threshold=jnp.asarray(threshold, cost.dtype),
+                            inner_iterations=1, max_iterations=max_iterations, implicit_diff=None)
+  out = solver(ott.Problem(geom, b, a))
+  return _outcome(out, geom.transport_from_potentials(out.f, out.g).T, cost)

@@ -1,0 +1,135 @@
+"""Name -> factory, an explicit table."""
+
+from collections.abc import Callable, Mapping
+import difflib
+import functools
+import inspect
+
+from unlearn_jax import types
+from unlearn_jax.methods import base
+from unlearn_jax.methods.dlfd import dlfd
+from unlearn_jax.methods.finetune import finetune
+from unlearn_jax.methods.neg_grad import neg_grad
+from unlearn_jax.methods.neg_grad_plus import neg_grad_plus
+from unlearn_jax.methods.retrain import retrain
+from unlearn_jax.methods.scrub import scrub
+
+METHODS: Mapping[str, Callable[..., types.Method]] = {
+    'retrain': retrain,
+    'finetune': finetune,
+    'neg_grad': neg_grad,
+    'neg_grad_plus': neg_grad_plus,
+    'scrub': scrub,
+    'dlfd': dlfd,
+}
+
+# Facts about the data that whoever runs a method fills in; they are no settings.
+CONTEXT = ('example', 'retain_steps', 'forget_steps')
+
+# `budget='dlfd'`: one or two epochs for everybody, as in the DLFD paper. `'original'` keeps each
+# factory's own defaults.
+BUDGETS: Mapping[str, Mapping[str, Mapping[str, object]]] = {
+    'original': {},
+    'dlfd': {
+        'finetune': {'epochs': 2.0},
+        'neg_grad': {'epochs': 1.0},
+        'neg_grad_plus': {'epochs': 2.0},
+        'scrub': {'epochs': 2, 'max_epochs': 2, 'decay_epochs': ()},
+        'dlfd': {'epochs': 1.0},
+    },
+}
+
+
+def names() -> tuple[str, ...]:
+  """The registered methods."""
+  return tuple(METHODS)
+
+
+def suggestion(word: str, known) -> str:
+  """`; did you mean ...?` and what there is."""
+  close = difflib.get_close_matches(word, known, n=1)
+  hint = f'; did you mean {close[0]!r}?' if close else ''
+  return f'{hint} There is: {", ".join(sorted(known))}'
+
+
+def arguments(name: str) -> dict[str, inspect.Parameter]:
+  """A method's settings: keyword arguments of its factory without the context, plus `recover`."""
+  if name not in METHODS:
+    raise ValueError(f'no method is called {name!r}{suggestion(name, METHODS)}')
+  parameters = inspect.signature(METHODS[name]).parameters.values()
+  found = {p.name: p for p in parameters
+           if p.kind is inspect.Parameter.KEYWORD_ONLY and p.name not in CONTEXT}
+  found['recover'] = inspect.Parameter('recover', inspect.Parameter.KEYWORD_ONLY, default=0.0,
+                                       annotation=float)
+  found['recover_learning_rate'] = inspect.Parameter(
+      'recover_learning_rate', inspect.Parameter.KEYWORD_ONLY, default=0.01, annotation=float)
+  return found
+
+
+def get(name: str) -> Callable[..., types.Method]:
+  """The factory of a method, `factory(model, **settings) -> Method`.
+
+  Beside its own settings every factory takes `recover` (epochs of training on retained data
+  afterwards, 0 for none) and `recover_learning_rate`. Context that a factory has no use for
+  (`example`, `retain_steps`, `forget_steps`) is ignored, so that one call serves all.
+
+  Args:
+    name: one of `names()`.
+
+  Raises:
+    ValueError: an unknown method or setting, with the nearest known one.
+  """
+  known = arguments(name)
+  factory = METHODS[name]
+  accepted = inspect.signature(factory).parameters
+
+  @functools.wraps(factory)
+  def build(model: types.Model, *, recover: float = 0.0, recover_learning_rate: float = 0.01,
+            **settings) -> types.Method:
+    for setting in settings:
+      if setting not in known and setting not in CONTEXT:
+        raise ValueError(f'{name} has no argument {setting!r}{suggestion(setting, known)}')
+    method = factory(model, **{k: v for k, v in settings.items() if k in accepted})
+    if not recover:
+      return method
+    return with_recovery(method, model, epochs=recover, learning_rate=recover_learning_rate,
+                         retain_steps=settings.get('retain_steps', 100))
+
+  return build
+
+
+def with_recovery(method: types.Method, model: types.Model, *, epochs: float,
+                  learning_rate: float = 0.01, momentum: float = 0.9,
+                  retain_steps: int = 100) -> types.Method:
+  """Appends a phase of plain training on retained data, with an optimizer of its own.
+
+  Args:
+    method: any method whose `params` hold only `model`.
+    model: its network.
+    epochs: passes over the retained data.
+    learning_rate: of SGD.
+    momentum: of SGD.
+    retain_steps: batches in one pass over the retained data.
+
+  Returns:
+    The longer method. What an inner `export` selects (a rewound or best model) is where recovery
+    starts; afterwards the current model is exported.
+  """
+  base.check_range('recover', epochs=(epochs, 0, float('inf')),
+                   learning_rate=(learning_rate, 0, float('inf')))
+  tx = base.optimizer('sgd', learning_rate, momentum=momentum)
+  step = base.gradient_step(base.supervised(model, 'retain', wanted_by='recover'), tx)
+
+  def enter(state: types.TrainState) -> types.TrainState:
+    chosen = method.export(state)
+    params = {'model': chosen['params']}
+    return state.replace(
+        params=params, opt_state=tx.init(params), extra={}, signals={},
+        collections={name: tree for name, tree in chosen.items() if name != 'params'})
+
+  def export(state: types.TrainState) -> types.Variables:
+    return base.export(state) if state.extra == {} else method.export(state)
+
+  phase = types.Phase('recover', step, base.total_steps(epochs, retain_steps), 'retain',
+                      enter=enter)
+  return types.Method(method.init, (*method.phases, phase), export)

@@ -1,0 +1,83 @@
+"""Models as `Model(init, apply)`: built by name, or adapted from Linen and NNX modules."""
+
+from collections.abc import Callable
+import difflib
+import importlib
+import inspect
+
+from unlearn_jax import types
+
+# name -> (module, factory); explicit, and nothing is imported before it is asked for.
+_FACTORIES = {
+    'cnn': ('cnn', 'cnn'),
+    'mlp': ('mlp', 'mlp'),
+    'resnet18': ('resnet', 'resnet18'),
+    'resnet34': ('resnet', 'resnet34'),
+    'resnet50': ('resnet', 'resnet50'),
+}
+_MODULES = ('cnn', 'contract', 'layers', 'mlp', 'resnet', 'surgery')
+__all__ = ('arguments', 'factory', 'get', 'names', *_MODULES)
+
+
+def __getattr__(name: str):
+  if name in _MODULES:
+    return importlib.import_module(f'{__name__}.{name}')
+  raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+
+
+def __dir__():
+  return sorted(__all__)
+
+
+def _unknown(what: str, name: str, known: tuple[str, ...]) -> ValueError:
+  close = difflib.get_close_matches(name, known, n=1)
+  hint = f', did you mean {close[0]!r}?' if close else ';'
+  return ValueError(f'no {what} {name!r}{hint} there is: {", ".join(known)}')
+
+
+def names() -> tuple[str, ...]:
+  """The registered models."""
+  return tuple(_FACTORIES)
+
+
+def factory(name: str) -> Callable[..., types.Model]:
+  """The factory registered as `name`.
+
+  Raises:
+    ValueError: no such model.
+  """
+  if name not in _FACTORIES:
+    raise _unknown('model', name, names())
+  module, attribute = _FACTORIES[name]
+  return getattr(importlib.import_module(f'{__name__}.{module}'), attribute)
+
+
+def arguments(name: str) -> dict[str, inspect.Parameter]:
+  """The keyword arguments of a model, read from its factory."""
+  return dict(inspect.signature(factory(name)).parameters)
+
+
+def get(name: str, **kwargs) -> types.Model:
+  """Builds a model.
+
+  Args:
+    name: one of `names()`.
+    **kwargs: arguments of its factory, `num_outputs` among them.
+
+  Returns:
+    The model as two pure functions.
+
+  Raises:
+    ValueError: unknown model or argument ("did you mean"), missing argument, or a value out of
+      range.
+    TypeError: a value of the wrong type.
+  """
+  accepted = arguments(name)
+  for key in kwargs:
+    if key not in accepted:
+      raise _unknown(f'argument of model {name!r}', key, tuple(accepted))
+  missing = [key for key, parameter in accepted.items()
+             if parameter.default is inspect.Parameter.empty and key not in kwargs]
+  if missing:
+    raise ValueError(f'model {name!r} needs {", ".join(missing)}; it takes: {", ".join(accepted)}')
+  return factory(name)(**kwargs)

@@ -1,0 +1,83 @@
+"""What the networks share: PyTorch's initialisers, batch norm and argument checks."""
+
+import chex
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+
+# conv -> ReLU networks: He's normal by fan out, as torchvision initialises its convolutions.
+he_fan_out = nn.initializers.variance_scaling(2.0, 'fan_out', 'normal')
+# PyTorch's Linear: uniform in +-1/sqrt(fan in), weight and bias alike.
+_uniform_fan_in = nn.initializers.variance_scaling(1 / 3, 'fan_in', 'uniform')
+
+COMPUTE_DTYPES = ('float32', 'bfloat16', 'float16')
+
+
+def linear(features: jax.Array, num_outputs: int, *, name: str) -> jax.Array:
+  """The head: float32 logits from float32 features, initialised as PyTorch's Linear.
+
+  Args:
+    features: [B, D] float32.
+    num_outputs: classes, or attributes of a multi-attribute head (trained with sigmoids).
+    name: of the sub-module of the calling `nn.compact` method.
+
+  Returns:
+    [B, num_outputs] float32.
+  """
+  bound = features.shape[-1]**-0.5
+
+  def bias_init(key, shape, dtype):
+    return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+  return nn.Dense(num_outputs, kernel_init=_uniform_fan_in, bias_init=bias_init,
+                  dtype=jnp.float32, name=name)(features)
+
+
+def conv(features: int, kernel: int, *, stride: int = 1, dtype, name: str) -> nn.Conv:
+  """A convolution without bias and with PyTorch's padding.
+
+  `SAME` would pad a stride-2 convolution of an even picture on one side only, PyTorch pads
+  kernel // 2 on both: weights would carry over, outputs would not.
+  """
+  pad = kernel // 2
+  return nn.Conv(features, (kernel, kernel), strides=stride, padding=((pad, pad), (pad, pad)),
+                 use_bias=False, kernel_init=he_fan_out, dtype=dtype, name=name)
+
+
+def batch_norm(*, train: bool, dtype, name: str) -> nn.BatchNorm:
+  """Batch norm with PyTorch's constants: decay 0.9 (its momentum 0.1), eps 1e-5.
+
+  One difference remains: the running variance averages biased batch variances, PyTorch's averages
+  unbiased ones (a factor n/(n-1), n = batch x height x width). Batch variances are computed in one
+  pass, E[x^2] - E[x]^2 in float32, which loses digits where the mean is hundreds of times the
+  spread.
+  """
+  return nn.BatchNorm(use_running_average=not train, momentum=0.9, epsilon=1e-5, dtype=dtype,
+                      name=name)
+
+
+def check_image(image: jax.Array) -> None:
+  """Raises AssertionError unless `image` is [B, H, W, C]."""
+  chex.assert_rank(image, 4)
+
+
+def dtype_of(model: str, compute_dtype: str):
+  """The dtype of the name; ValueError lists what there is."""
+  if compute_dtype not in COMPUTE_DTYPES:
+    raise ValueError(f'{model}: compute_dtype is one of {", ".join(COMPUTE_DTYPES)}, '
+                     f'got {compute_dtype!r}')
+  return jnp.dtype(compute_dtype)
+
+
+def check_positive(model: str, **values) -> None:
+  """Checks integer arguments given by name.
+
+  Raises:
+    TypeError: not an integer.
+    ValueError: below 1.
+  """
+  for name, value in values.items():
+    if isinstance(value, bool) or not isinstance(value, int):
+      raise TypeError(f'{model}: {name} must be an int, got {value!r}')
+    if value < 1:
+      raise ValueError(f'{model}: {name} must be at least 1, got {value}')
