@@ -141,7 +141,8 @@ class CheckerTest(absltest.TestCase):
   def setUp(self):
     super().setUp()
     self.root = pathlib.Path(self.enterContext(tempfile.TemporaryDirectory()))
-    for path in ('unlearn_jax/a.py', 'experiments/run.py', 'tests/x/a_test.py', 'tests/conftest.py'):
+    for path in ('unlearn_jax/a.py', 'experiments/run.py', 'tests/x/a_test.py',
+                 'tests/conftest.py'):
       (self.root / path).parent.mkdir(parents=True, exist_ok=True)
       (self.root / path).write_text('')
     self.good = '''

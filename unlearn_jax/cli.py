@@ -22,8 +22,7 @@ USAGE = """unlearn-jax COMMAND
 """
 
 
-def define_flags() -> tuple[flags.FlagHolder, flags.FlagHolder, flags.FlagHolder, flags.FlagHolder,
-                            flags.FlagHolder]:
+def define_flags() -> tuple[flags.FlagHolder, ...]:
   """The flags of `run`; called once, by whoever owns the process."""
   config = config_flags.DEFINE_config_file(
       'config', None, 'The experiment, a .py file with get_config(mode).', lock_config=True)
@@ -46,6 +45,8 @@ def use_compilation_cache() -> None:
 def main(holders) -> None:
   """Runs the experiment that the parsed flags describe."""
   config, workdir, resume, overwrite, distributed = (holder.value for holder in holders)
+  if flags.FLAGS['verbosity'].using_default_value:
+    logging.set_verbosity(logging.WARNING)  # orbax tells every step of every save
   if distributed:
     jax.distributed.initialize()
   use_compilation_cache()

@@ -17,7 +17,7 @@ def get_config(mode: str = ''):
   return config.experiment(
       name='digits',
       data={'name': 'synthetic'} if smoke else {'name': 'digits', 'label_noise': 0.2},
-      split={'kind': 'random', 'seed': 0, 'fractions': {
+      split={'kind': 'random', 'seed': 0, 'shared_identities': True, 'fractions': {
           'retain': 0.4, 'forget': 0.17, 'validation': 0.13, 'test': 0.13, 'unseen': 0.17}},
       model='mlp',
       model_args={'hidden': (16,)} if smoke else {'hidden': (256, 256)},

@@ -1,5 +1,9 @@
 """Forward passes in padded batches."""
 
+import os
+
+os.environ.setdefault('XLA_FLAGS', '--xla_force_host_platform_device_count=8')
+
 from absl.testing import absltest
 from absl.testing import parameterized
 import jax

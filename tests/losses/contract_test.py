@@ -16,7 +16,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from unlearn_jax import losses
-from unlearn_jax.losses import baselines, classification, dlfd, transport
+from unlearn_jax.losses import baselines
+from unlearn_jax.losses import classification
+from unlearn_jax.losses import dlfd
+from unlearn_jax.losses import transport
 
 RNG = np.random.default_rng(0)
 

@@ -1,5 +1,8 @@
 """Tests of the adapters: a Linen and an NNX module behind the same contract."""
 
+import functools
+import operator
+
 from absl.testing import absltest
 from absl.testing import parameterized
 from flax import linen as nn
@@ -110,9 +113,10 @@ class ContractTest(parameterized.TestCase):
 
     grads, stats = jax.vmap(step)(stacked)
     for number in range(2):
-      one = step(jax.tree.map(lambda leaf: leaf[number], stacked))  # pylint: disable=cell-var-from-loop
-      jax.tree.map(lambda a, b: np.testing.assert_allclose(a[number], b, atol=1e-5),  # pylint: disable=cell-var-from-loop
-                   (grads, stats), one)
+      pick = functools.partial(jax.tree.map, operator.itemgetter(number))
+      one = step(pick(stacked))
+      jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-5),
+                   pick((grads, stats)), one)
     self.assertGreater(float(jnp.abs(grads['fc']['kernel']).max()), 0)
 
   @parameterized.parameters(*MODELS)

@@ -60,7 +60,8 @@ class RegistryTest(parameterized.TestCase):
   def test_import_is_lazy(self):
     code = ('import sys, unlearn_jax.models as m; m.names(); '
             'sys.exit(any(f"unlearn_jax.models.{x}" in sys.modules for x in ("resnet", "mlp")))')
-    self.assertEqual(subprocess.run([sys.executable, '-c', code], cwd=ROOT, check=False).returncode, 0)
+    done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, check=False)
+    self.assertEqual(done.returncode, 0)
 
 
 class ContractTest(parameterized.TestCase):
@@ -116,9 +117,8 @@ class ContractTest(parameterized.TestCase):
   def test_compute_dtype(self, name):
     model, variables, fields = build(name, compute_dtype='bfloat16')
     reference, _, _ = build(name)
-    run = lambda apply: jax.jit(functools.partial(apply, train=True))(variables, fields)  # pylint: disable=g-long-lambda
-    outputs, updated = run(model.apply)
-    expected, _ = run(reference.apply)
+    outputs, updated = jax.jit(functools.partial(model.apply, train=True))(variables, fields)
+    expected, _ = jax.jit(functools.partial(reference.apply, train=True))(variables, fields)
     for leaf in jax.tree.leaves((variables, outputs, updated)):
       self.assertEqual(leaf.dtype, jnp.float32)
     difference = jnp.abs(outputs['logits'] - expected['logits']).max()

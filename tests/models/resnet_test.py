@@ -24,7 +24,7 @@ def abstract(name, **changes):
 
 
 def torchvision_shapes(name):
-  """The state dict of torchvision's model (without num_batches_tracked), written out by its rule."""
+  """Names and shapes in torchvision's state dict, num_batches_tracked left out."""
   shapes = {}
 
   def conv(key, size, features, kernel):

@@ -1,1 +1,1 @@
-"""Measurements of a model: import the modules (`metrics`, `run`, `classification`, ...) one by one."""
+"""Measurements of a model; import the modules, as in `from unlearn_jax.evals import privacy`."""

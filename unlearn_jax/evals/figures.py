@@ -98,7 +98,8 @@ def trade_off(results: Mapping[str, Any], score: str = 'forgetting_score[benchma
   axis.set_xlim(left=min(0.0, axis.get_xlim()[0]))
   axis.set_xlabel('Forgetting Score (0: forgotten and unseen losses cannot be told apart)')
   axis.set_ylabel('Test accuracy')
-  axis.legend(loc='center left', bbox_to_anchor=(1.0, 0.5))
+  if axis.get_legend_handles_labels()[0]:
+    axis.legend(loc='center left', bbox_to_anchor=(1.0, 0.5))
   return canvas
 
 
@@ -132,7 +133,8 @@ def loss_histograms(losses: Mapping[str, Mapping[str, Any]]):
 @_styled
 def loss_curves(curves: Mapping[str, Mapping[str, Any]]):
   """The training loss of every method against its steps; each objective has its own scale."""
-  names = [name for name in results_lib.ordered(curves) if len(curves.get(name, {}).get('step', ()))]
+  names = [name for name in results_lib.ordered(curves)
+           if len(curves.get(name, {}).get('step', ()))]
   columns = min(3, len(names))
   rows = -(-len(names) // columns)
   colours = _colours(names)

@@ -262,8 +262,9 @@ def forgetting_gate(data: Mapping[str, Mapping[str, np.ndarray]], *, every: int 
 
   Returns:
     An evaluator of `forgetting_score` (balanced), `forgetting_score[dlfd]` (not balanced),
-    `accuracy/validation` and `accuracy/forget`, as scalars that stay on the device. It compiles once per `apply`; the data is an argument of the compiled
-    function, not a constant in it, and lies on the device (sharded over the variables' mesh).
+    `accuracy/validation` and `accuracy/forget`, as scalars that stay on the device. It compiles
+    once per `apply`; the data is an argument of the compiled function, not a constant in it, and
+    lies on the device (sharded over the variables' mesh).
 
   Raises:
     ValueError: a role is missing or empty, or the two roles have different fields.

@@ -71,13 +71,13 @@ def _comparison(results) -> list[render.Section]:
       render.Section('', (wording.question(results), wording.answer(results))),
       render.Section('Results', (
           table,
-          f'Mean ± standard deviation over {wording.seeds(results)}. In bold: the approximate method with '
-          'the best NoMUS. The last row is the noise of this table: the same number differs by that '
-          'much between retrained models that differ only in their seed.')),
+          f'Mean ± standard deviation over {wording.seeds(results)}. In bold: the approximate '
+          'method with the best NoMUS. The last row is the noise of this table: the same number '
+          'differs by that much between retrained models that differ only in their seed.')),
       render.Section('Signed gaps to the retrained model', (
           results_lib.gap_table(results),
-          'Method minus retrained model, seed by seed. † marks a gap no larger than the floor: this '
-          'experiment cannot tell it from the noise of retraining. Both signs are leaks: forgotten '
+          'Method minus retrained model, seed by seed. † marks a gap no larger than the floor: '
+          'this experiment cannot tell it from the noise of retraining. Both signs leak: forgotten '
           'records that do better than with a retrained model are still remembered, forgotten '
           'records that do worse stand out as deleted.')),
   ]
@@ -111,7 +111,8 @@ def _background(results) -> list[render.Section]:
                   for key, x in results['settings'][name].items()))
                  for name in results_lib.ordered(results['methods'])
                  if name in results['settings'])
-    sections.append(render.Section('Settings', (render.Table(('Method', 'Settings'), rows, text=True),)))
+    table = render.Table(('Method', 'Settings'), rows, text=True)
+    sections.append(render.Section('Settings', (table,)))
   return sections + _closing([results], results)
 
 
@@ -154,8 +155,9 @@ def _closing(parts, results) -> list[render.Section]:
   if versions := results.get('versions'):
     sections.append(render.Section('Versions', (
         ', '.join(f'{name} {version}' for name, version in versions.items()) + '.',)))
-  if attribution := dict.fromkeys(part['attribution'] for part in parts if part.get('attribution')):
-    sections.append(render.Section('Data attribution', tuple(attribution)))
+  sources = dict.fromkeys(part['attribution'] for part in parts if part.get('attribution'))
+  if sources:
+    sections.append(render.Section('Data attribution', tuple(sources)))
   return sections
 
 
@@ -174,8 +176,8 @@ def _cost_table(results) -> render.Table:
     rows.append((results_lib.display(name), results_lib.spread(part['seconds'], digits=2),
                  results_lib.spread(part['compile_seconds'], digits=2),
                  results_lib.spread(share)))
-  return render.Table(('Method', 'Seconds', 'Seconds compiling', 'Fraction of retraining'), tuple(rows),
-               anchors=frozenset((0, 1)))
+  headings = ('Method', 'Seconds', 'Seconds compiling', 'Fraction of retraining')
+  return render.Table(headings, tuple(rows), anchors=frozenset((0, 1)))
 
 
 def _sweep_section(sweep) -> render.Section:
@@ -189,7 +191,8 @@ def _sweep_section(sweep) -> render.Section:
       if rate == sweep['chosen'][name]:
         strong.add((row, column))
     rows.append((name, *cells))
-  table = render.Table(('Method', *(f'{rate:g}' for rate in rates)), tuple(rows), frozenset(strong))
+  headings = ('Method', *(f'{rate:g}' for rate in rates))
+  table = render.Table(headings, tuple(rows), frozenset(strong))
   records = f' ({sweep["forget_records"]:,} records)' if 'forget_records' in sweep else ''
   return render.Section('Choice of the learning rate', (
       table,
@@ -203,8 +206,9 @@ def _case_sections(results, *, pictures: bool) -> list[render.Section]:
   cases = results['cases']
   tables = {case: results_lib.main_table(part) for case, part in cases.items()}  # checks anchors
   first = next(iter(cases.values()))
-  sections = [render.Section('', (f'The same experiment in {len(cases)} cases: '
-                           f'{", ".join(f"`{case}`" for case in cases)}.', wording.question(first)))]
+  listed = ', '.join(f'`{case}`' for case in cases)
+  sections = [render.Section('', (f'The same experiment in {len(cases)} cases: {listed}.',
+                                  wording.question(first)))]
   if pictures:
     sections.append(render.Section('Across the cases', (render.Figure(
         figures.across_cases(cases, ACROSS),
@@ -221,7 +225,8 @@ def _case_sections(results, *, pictures: bool) -> list[render.Section]:
         render.Table(('Method', *cases), rows, anchors=frozenset((0, 1))),)))
   for case, table in tables.items():
     sizes = ', '.join(f'{n:,} {name}' for name, n in cases[case].get('split_sizes', {}).items())
-    sections.append(render.Section(f'Case {case}', ((f'Records: {sizes}.',) if sizes else ()) + (table,)))
+    words = (f'Records: {sizes}.',) if sizes else ()
+    sections.append(render.Section(f'Case {case}', (*words, table)))
   return sections + _closing(list(cases.values()), results)
 
 

@@ -25,7 +25,8 @@ METRICS = {
     'accuracy/test': Metric('Test accuracy', 'higher'),
     'accuracy/forget': Metric('Forget accuracy', 'as retrained'),
     'accuracy/retain': Metric('Retain accuracy', 'higher'),
-    'forgetting_score[benchmark]': Metric('Forgetting Score [benchmark]', 'lower, ideal: its floor'),
+    'forgetting_score[benchmark]': Metric('Forgetting Score [benchmark]',
+                                          'lower, ideal: its floor'),
     'forgetting_score[dlfd]': Metric('Forgetting Score [dlfd]', 'lower, ideal: its floor'),
     'forgetting_floor[benchmark]': Metric('No-signal floor', 'of the attack'),
     'forgetting_floor[dlfd]': Metric('No-signal floor', 'of the attack'),
@@ -46,7 +47,8 @@ def summarise(rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]
 
   Args:
     rows: method -> one row per seed, all in the same order of seeds; a row has `metrics`
-      (name -> number or None), `seconds` and `compile_seconds`. Must hold `original` and `retrain`.
+      (name -> number or None), `seconds` and `compile_seconds`. `original` and `retrain` must be
+      among the methods.
 
   Returns:
     `methods`: NAME -> `metrics` (METRIC -> mean, std with ddof=1, values), `seconds` and
@@ -140,7 +142,7 @@ def spread(found: Mapping[str, Any], *, signed: bool = False, digits: int = 3) -
 
 
 def cell(results: Mapping[str, Any], name: str, metric: str) -> str:
-  """A metric as a table shows it; the floor of an attack is a property of the split, no estimate."""
+  """A metric as a table shows it; the floor of an attack belongs to the split: no spread."""
   found = value(results, name, metric)
   if _is_floor(metric):
     return NOT_AVAILABLE if found['mean'] is None else f'{found["mean"]:.3f}'
@@ -202,7 +204,8 @@ def _floor_row(results, metrics):
   cells = []
   for metric in metrics:
     largest = _number(results['floor'].get(metric, {}).get('max'))
-    cells.append('' if _is_floor(metric) else NOT_AVAILABLE if largest is None else f'{largest:.3f}')
+    shown = NOT_AVAILABLE if largest is None else f'{largest:.3f}'
+    cells.append('' if _is_floor(metric) else shown)
   return ('Floor: retrained against retrained, largest difference', *cells)
 
 

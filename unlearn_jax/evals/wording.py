@@ -29,7 +29,8 @@ def question(results: Mapping[str, Any]) -> str:
                f'{seeds(results)}.')
   if results.get('sweep'):
     parts.append('The learning rate of every method was chosen by the same number of trials on '
-                 'validation data; forgotten, test and unseen records of this report took no part.')
+                 'validation data; forgotten, test and unseen records of this report took no '
+                 'part.')
   else:
     budget = f' (budget `{config["budget"]}`)' if config.get('budget') else ''
     parts.append(f'Settings are those of the config{budget}; this run searched for none.')
@@ -68,18 +69,18 @@ def conventions(parts: Sequence[Mapping[str, Any]]) -> list[str]:
                           for part in parts)
     floors[name] = ', '.join(found) + (' (by case)' if len(found) > 1 else '')
   return [
-      '**Forgetting Score [benchmark]**: |0.5 - accuracy| of a logistic regression on the loss that '
-      'tells forgotten from unseen records, 10 stratified 90/10 splits; forgotten records shuffled '
-      'and truncated to the number of unseen ones. Ideal: 0. Score of an attack without any signal: '
-      f'{floors["benchmark"]} plus sampling noise. Source: MUFAC/MUCAC benchmark.',
+      '**Forgetting Score [benchmark]**: |0.5 - accuracy| of a logistic regression on the loss '
+      'that tells forgotten from unseen records, 10 stratified 90/10 splits; forgotten records '
+      'shuffled and truncated to the number of unseen ones. Ideal: 0. Score of an attack without '
+      f'any signal: {floors["benchmark"]} plus sampling noise. Source: MUFAC/MUCAC benchmark.',
       '**Forgetting Score [dlfd]**: the same attack without truncation, as the released DLFD code '
       f'computes it. Score of an attack without any signal: {floors["dlfd"]}, from class imbalance '
       'alone. The two are different numbers and are never compared with each other.',
       '**NoMUS**: DLFD Eq. 5, from test accuracy and Forgetting Score [benchmark].',
       '**Loss attack AUC**: chance that a forgotten record has a smaller loss than an unseen one. '
       'Ideal: 0.5; above, still remembered; below, over-forgotten.',
-      '**Loss gap**: mean loss of forgotten minus mean loss of unseen records. Ideal: the retrained '
-      "model's.",
+      '**Loss gap**: mean loss of forgotten minus mean loss of unseen records. Ideal: that of '
+      'the retrained model.',
       '**Retrained**: trained from a fresh initialisation, all layers, same recipe, without the '
       'forgotten records.']
 
@@ -94,19 +95,19 @@ def _limits(results) -> list[str]:
   found = [
       'The attack sees one number per record, the loss. A score near the floor means that this '
       'attack finds nothing; stronger, per-record attacks may still find something.',
-      'The Forgetting Score of two identical distributions is about 0.01 to 0.03 with a few hundred '
-      'records of each kind; differences of that size mean nothing.']
+      'The Forgetting Score of two identical distributions is about 0.01 to 0.03 with a few '
+      'hundred records of each kind; differences of that size mean nothing.']
   if count == 1:
     found.append('One seed: there is no spread and no floor, so no difference in this report can '
-                  'be told from noise.')
+                 'be told from noise.')
   elif count < 5:
     found.append(f'{count} seeds give {count * (count - 1) // 2} pair(s) of retrained models: the '
-                  'floor is rough, and a gap inside it is no proof of equality.')
+                 'floor is rough, and a gap inside it is no proof of equality.')
   floor = results_lib.value(results, 'retrain', 'forgetting_floor[benchmark]')['mean']
   if floor is not None and floor > _UNBALANCED:
     found.append('There are fewer forgotten than unseen records, so the attack is unbalanced: its '
-                  'Forgetting Score, and NoMUS with it, mostly show the imbalance. Read the AUC and '
-                  'the loss gap instead.')
+                 'Forgetting Score, and NoMUS with it, mostly show the imbalance. Read the AUC '
+                 'and the loss gap instead.')
   sizes = results.get('split_sizes', {})
   small = [f'{sizes[name]} {name}' for name in ('forget', 'unseen', 'test')
            if 0 < sizes.get(name, 10**9) < 200]
@@ -114,5 +115,5 @@ def _limits(results) -> list[str]:
     found.append(f'Few records ({", ".join(small)}): their metrics are coarse.')
   if results.get('config', {}).get('data', {}).get('label_noise'):
     found.append('Labels were falsified on purpose, so that there is something to forget; '
-                  'accuracies are measured against the falsified labels where a split has them.')
+                 'accuracies are measured against the falsified labels where a split has them.')
   return found

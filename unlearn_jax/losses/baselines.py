@@ -7,7 +7,10 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from unlearn_jax.losses._compiled import compiled, floating, kept, masked_mean
+from unlearn_jax.losses._compiled import compiled
+from unlearn_jax.losses._compiled import floating
+from unlearn_jax.losses._compiled import kept
+from unlearn_jax.losses._compiled import masked_mean
 from unlearn_jax.losses.classification import cross_entropy
 
 

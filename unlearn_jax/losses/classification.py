@@ -9,7 +9,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from unlearn_jax.losses._compiled import compiled, floating, kept, masked_mean
+from unlearn_jax.losses._compiled import compiled
+from unlearn_jax.losses._compiled import floating
+from unlearn_jax.losses._compiled import kept
+from unlearn_jax.losses._compiled import masked_mean
 
 
 def _check(logits: jax.Array, labels: jax.Array) -> None:

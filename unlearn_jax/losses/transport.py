@@ -9,7 +9,8 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from unlearn_jax.losses._compiled import compiled, floating
+from unlearn_jax.losses._compiled import compiled
+from unlearn_jax.losses._compiled import floating
 
 NORM_FLOOR = 1e-6  # below this length a vector has no direction (torch clamps norms there)
 
@@ -214,5 +215,6 @@ def released_dlfd_plan(
                       epsilon=jnp.asarray(epsilon, cost.dtype))
   solver = ott.ReleasedDLFD(lse_mode=True, threshold=jnp.asarray(threshold, cost.dtype),
                             inner_iterations=1, max_iterations=max_iterations, implicit_diff=None)
-  out = solver(ott.Problem(geom, b, a))
+  # Zeros as in the release: ott's own start has -inf at weights of 0, whose change would be NaN.
+  out = solver(ott.Problem(geom, b, a), (jnp.zeros_like(b), jnp.zeros_like(a)))
   return _outcome(out, geom.transport_from_potentials(out.f, out.g).T, cost)

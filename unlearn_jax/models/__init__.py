@@ -15,7 +15,7 @@ _FACTORIES = {
     'resnet34': ('resnet', 'resnet34'),
     'resnet50': ('resnet', 'resnet50'),
 }
-_MODULES = ('cnn', 'contract', 'layers', 'mlp', 'resnet', 'surgery')
+_MODULES = ('cnn', 'contract', 'cpu_conv', 'layers', 'mlp', 'resnet', 'surgery')
 __all__ = ('arguments', 'factory', 'get', 'names', *_MODULES)
 
 

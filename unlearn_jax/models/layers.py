@@ -5,6 +5,8 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
+from unlearn_jax.models import cpu_conv
+
 # conv -> ReLU networks: He's normal by fan out, as torchvision initialises its convolutions.
 he_fan_out = nn.initializers.variance_scaling(2.0, 'fan_out', 'normal')
 # PyTorch's Linear: uniform in +-1/sqrt(fan in), weight and bias alike.
@@ -40,8 +42,10 @@ def conv(features: int, kernel: int, *, stride: int = 1, dtype, name: str) -> nn
   kernel // 2 on both: weights would carry over, outputs would not.
   """
   pad = kernel // 2
+  cpu = cpu_conv.conv_general_dilated if jax.default_backend() == 'cpu' else None
   return nn.Conv(features, (kernel, kernel), strides=stride, padding=((pad, pad), (pad, pad)),
-                 use_bias=False, kernel_init=he_fan_out, dtype=dtype, name=name)
+                 use_bias=False, kernel_init=he_fan_out, dtype=dtype, name=name,
+                 conv_general_dilated=cpu)
 
 
 def batch_norm(*, train: bool, dtype, name: str) -> nn.BatchNorm:

@@ -77,7 +77,9 @@ def first_mismatch(expected: types.PyTree, found: types.PyTree) -> str | None:
       return (f'{name!r} should have shape {tuple(jnp.shape(leaf))}, '
               f'found {tuple(jnp.shape(there[name]))}')
   extra = next((name for name in there if name not in wanted), None)
-  return None if extra is None else f'{extra!r} {_describe(there[extra])} has no place in this model'
+  if extra is None:
+    return None
+  return f'{extra!r} {_describe(there[extra])} has no place in this model'
 
 
 def reinitialise(variables: types.PyTree, fresh: types.PyTree, patterns: Patterns) -> types.PyTree:

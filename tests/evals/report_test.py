@@ -1,0 +1,148 @@
+"""The report of an experiment, end to end."""
+
+import sys
+import tempfile
+from unittest import mock
+
+from absl.testing import absltest
+from absl.testing import parameterized
+import numpy as np
+
+from unlearn_jax.evals import report
+
+METHODS = {'original': 0.45, 'retrain': 0.82, 'scrub': 0.71, 'dlfd': 0.8}
+
+
+def results(seeds=3, **changes):
+  rng = np.random.default_rng(0)
+  rows = {name: [{'metrics': {
+      'nomus': base + i / 1000, 'accuracy/test': base, 'accuracy/retain': 1.0,
+      'accuracy/forget': base, 'forgetting_score[benchmark]': float(rng.uniform(0, 0.3)),
+      'forgetting_floor[benchmark]': 0.0, 'forgetting_score[dlfd]': 0.31,
+      'forgetting_floor[dlfd]': 0.1234, 'mia_auc/unseen': 0.6, 'loss_gap': -0.25,
+      'probe_accuracy/test': 0.654, 'separability/retain': 1.5, 'separability/test': 0.9},
+      'seconds': 2.0, 'compile_seconds': 1.0} for i in range(seeds)]
+      for name, base in METHODS.items()}
+  found = {
+      'config': {'name': 'unit', 'data': {'name': 'digits', 'label_noise': 0.2},
+                 'split': {'kind': 'identity'}, 'seeds': list(range(seeds)), 'budget': 'dlfd'},
+      'split_hash': '0123456789abcdef0123', 'versions': {'jax': '0.10.2', 'backend': 'cpu'},
+      'attribution': 'Digits of somebody.', 'sweep': None,
+      'split_sizes': {'forget': 60, 'retain': 1200, 'test': 300, 'unseen': 80},
+      'settings': {name: {'learning_rate': 0.01} for name in METHODS}, **report.summarise(rows)}
+  return found | changes
+
+
+def losses(seeds=2):
+  rng = np.random.default_rng(0)
+  return {(name, seed): {'forget': rng.exponential(1, 30), 'unseen': rng.exponential(2, 20)}
+          for name in METHODS for seed in range(seeds)}
+
+
+CURVES = {name: {'step': [10, 20, 30], 'loss': [2.0, 1.0, 0.5]} for name in METHODS}
+SWEEP = {'learning_rates': [0.01, 0.1], 'seeds': [0], 'forget_records': 77,
+         'trials': {'scrub': [{'learning_rate': 0.01, 'nomus/validation': 0.777},
+                              {'learning_rate': 0.1, 'nomus/validation': None}]},
+         'chosen': {'scrub': 0.01}}
+
+
+def read(path):
+  with open(path, encoding='utf-8') as file:
+    return file.read()
+
+
+class ReportTest(parameterized.TestCase):
+
+  def directory(self):
+    return self.enterContext(tempfile.TemporaryDirectory())
+
+  def test_both_files_hold_the_numbers(self):
+    directory = self.directory()
+    paths = report.write(results(sweep=SWEEP), directory, losses=losses(), curves=CURVES)
+    for text in map(read, paths):
+      for part in ('Unlearning report: unit', 'Original', 'Retrained', 'scrub', '0.801 ± 0.001',
+                   '20 % of the labels', '60 forget', '0123456789abcdef', 'seeds 0, 1, 2',
+                   'Floor: retrained against retrained', '0.123', '0.654', 'diverged',
+                   '0.777', '77 records', 'learning_rate=0.01', 'jax 0.10.2',
+                   'Digits of somebody.', 'attack sees one number', '3 seeds give 3 pair(s)'):
+        self.assertIn(part, text)
+
+  def test_html_is_self_contained_with_all_figures(self):
+    _, path = report.write(results(), self.directory(), losses=losses(),
+                           curves=CURVES)
+    text = read(path)
+    self.assertEqual(text.count('<svg'), 4)
+    for outside in ('src="http', 'href="http', '<link', '<script', '@import'):
+      self.assertNotIn(outside, text)
+
+  def test_same_results_same_report(self):
+    pages = [read(report.write(results(), self.directory(), losses=losses(),
+                               curves=CURVES)[1]) for _ in range(2)]
+    self.assertEqual(*pages)
+
+  def test_figures_only_of_what_there_is(self):
+    _, path = report.write(results(), self.directory(),
+                           curves={'dlfd': {'step': [], 'loss': []}})
+    self.assertEqual(read(path).count('<svg'), 2)
+
+  @parameterized.parameters('original', 'retrain')
+  def test_refuses_without_anchors(self, missing):
+    bad = results()
+    del bad['methods'][missing]
+    directory = self.directory()
+    with self.assertRaisesRegex(ValueError, f'without {missing}'):
+      report.write(bad, directory)
+    with self.assertRaisesRegex(ValueError, f'without {missing}'):
+      report.write_cases({'cases': {'a': bad}}, directory)
+    with self.assertRaisesRegex(ValueError, f'without {missing}'):
+      report.markdown(bad)
+
+  def test_one_seed_says_so(self):
+    text = report.markdown(results(1))
+    self.assertIn('± –', text)
+    self.assertIn('One seed: there is no spread and no floor', text)
+
+  def test_missing_values(self):
+    found = results()
+    for name in METHODS:
+      metrics = found['methods'][name]['metrics']
+      metrics['nomus'] = {'mean': None, 'std': None, 'values': [None] * 3}
+      del metrics['accuracy/test']
+    _, path = report.write(found, self.directory())
+    self.assertIn('No approximate method has a NoMUS', read(path))
+    self.assertIn('n/a', read(path))
+
+  def test_without_a_sweep_nothing_claims_one(self):
+    text = report.markdown(results())
+    self.assertNotIn('Choice of the learning rate', text)
+    self.assertIn('this run searched for none', text)
+
+  def test_unbalanced_attack_is_a_limit(self):
+    self.assertNotIn('attack is unbalanced', report.markdown(results()))
+    found = results()
+    for name in METHODS:
+      found['methods'][name]['metrics']['forgetting_floor[benchmark]'] = {
+          'mean': 0.4, 'std': 0.0, 'values': [0.4] * 3}
+    self.assertIn('attack is unbalanced', report.markdown(found))
+
+  def test_cases(self):
+    whole = {'config': {'name': 'small'}, 'versions': {'jax': '0.10.2'},
+             'cases': {'ten': results(), 'hundred': results(2)}}
+    paths = report.write_cases(whole, self.directory())
+    for text in map(read, paths):
+      for part in ('Unlearning report: small', 'Case ten', 'Case hundred', '2 cases', 'jax 0.10.2',
+                   '2 seeds give 1 pair(s)', '3 seeds give 3 pair(s)'):
+        self.assertIn(part, text)
+    self.assertEqual(read(paths[1]).count('<svg'), 1)
+    self.assertIn('Case ten', report.markdown(whole))
+    self.assertEqual(report.markdown(whole).count('Digits of somebody.'), 1)
+
+  def test_without_matplotlib_the_error_names_the_extra(self):
+    with mock.patch.dict(sys.modules, {'matplotlib': None}):
+      with self.assertRaisesRegex(ImportError, r'unlearn_jax\[report\]'):
+        report.write(results(), self.directory())
+      self.assertIn('Retrained', report.markdown(results()))  # words and tables need none
+
+
+if __name__ == '__main__':
+  absltest.main()
