@@ -45,8 +45,8 @@ def use_compilation_cache() -> None:
 def main(holders) -> None:
   """Runs the experiment that the parsed flags describe."""
   config, workdir, resume, overwrite, distributed = (holder.value for holder in holders)
-  if flags.FLAGS['verbosity'].using_default_value:
-    logging.set_verbosity(logging.WARNING)  # orbax tells every step of every save
+  if flags.FLAGS.verbosity <= 0:  # orbax tells every step of every save; -v 1 shows it
+    logging.set_verbosity(logging.WARNING)
   if distributed:
     jax.distributed.initialize()
   use_compilation_cache()

@@ -216,6 +216,14 @@ class PromisesTest(parameterized.TestCase):
     for name in ('neg_grad', 'cross_entropy', 'example_loss'):
       self.assertNotIn(f'name={name}', text)
 
+  @parameterized.named_parameters(*(row for row, name in zip(NAMED, CASES) if 'dlfd.ot' in name))
+  def test_gradients_outside_of_jit_compile_once(self, loss, arrays, traced, static):
+    gradient = jax.grad(functools.partial(loss, **static))
+    for _ in range(2):
+      gradient(*arrays, **traced)
+    with jax.log_compiles(), self.assertNoLogs('jax', level='WARNING'):
+      gradient(*arrays, **traced)
+
 
 if __name__ == '__main__':
   absltest.main()

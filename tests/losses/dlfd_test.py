@@ -64,8 +64,8 @@ class DistanceTest(parameterized.TestCase):
 
   @parameterized.named_parameters(*READINGS)
   def test_gradient_of_what_was_computed(self, reading):
+    x, y, direction = np.random.default_rng(1).normal(size=(3, 4, 3))
     with jax.enable_x64(True):
-      x, y, direction = (RNG.normal(size=(4, 3)) for _ in range(3))
       value = lambda x: dlfd.ot_distance(x, y, epsilon=0.1, max_iterations=6, reading=reading)
       difference = (value(x + 1e-6 * direction) - value(x - 1e-6 * direction)) / 2e-6
       slope = np.asarray(jax.jit(jax.grad(value))(x))

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 
-def compiled(static: Sequence[str] = ()) -> Callable[[Callable], Callable]:
+def compiled(static: Sequence[str] = (), *, inline: bool = True) -> Callable[[Callable], Callable]:
   """`jax.jit` as a loss wants it: named static arguments, dissolving inside an outer jit.
 
   The result keeps docstring and signature, and the plain function as `__wrapped__`. Floats are
@@ -15,8 +15,11 @@ def compiled(static: Sequence[str] = ()) -> Callable[[Callable], Callable]:
 
   Args:
     static: names of the arguments that are compiled in.
+    inline: off for losses that hold a solver's loop. An inlined loss also dissolves when it is
+      differentiated outside of any jit, and would compile its backward loop anew in every call
+      (measured with 32 points: `jax.grad(ot_distance)(x, y)` 700 ms inlined, 2 ms not).
   """
-  return functools.partial(jax.jit, static_argnames=tuple(static), inline=True)
+  return functools.partial(jax.jit, static_argnames=tuple(static), inline=inline)
 
 
 def floating(x: jax.Array) -> jax.Array:

@@ -19,7 +19,7 @@ def _softmax_kl(student: jax.Array, teacher: jax.Array) -> jax.Array:
   log_p, log_q = jax.nn.log_softmax(teacher, axis=1), jax.nn.log_softmax(student, axis=1)
   p = jnp.exp(log_p)
   # 0 log 0 = 0: a class that the teacher rules out entirely has log_p = -inf.
-  return jnp.sum(jnp.where(p > 0, p * (jnp.where(p > 0, log_p, 0.0) - log_q), 0.0), axis=1)
+  return jnp.sum(jnp.where(p > 0, p * (log_p - log_q), 0.0), axis=1)
 
 
 def _sigmoid_kl(student: jax.Array, teacher: jax.Array) -> jax.Array:

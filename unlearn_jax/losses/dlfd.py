@@ -13,7 +13,7 @@ from unlearn_jax.losses.classification import cross_entropy
 READINGS = ('paper', 'release')
 
 
-@compiled(static=('max_iterations', 'reading'))
+@compiled(static=('max_iterations', 'reading'), inline=False)
 def ot_distance(
     x: jax.Array, y: jax.Array, *, epsilon: jax.Array | float = 0.01, max_iterations: int = 50,
     reading: str = 'paper', x_where: jax.Array | None = None, y_where: jax.Array | None = None,
@@ -72,7 +72,7 @@ def _marginal(where: jax.Array | None, size: int, dtype) -> tuple[jax.Array, jax
   return jnp.where(empty, 1.0, where) / jnp.where(empty, float(size), total), empty
 
 
-@compiled(static=('max_iterations', 'reading'))
+@compiled(static=('max_iterations', 'reading'), inline=False)
 def perturbation_objective(
     retain_features: jax.Array, forget_features: jax.Array,
     retain_logits: jax.Array, retain_labels: jax.Array, *,

@@ -37,7 +37,7 @@ class SinkhornPlan(NamedTuple):
 @functools.cache
 def _ott() -> types.SimpleNamespace:
   """ott's pieces, imported on first use: they pull in Flax and matplotlib."""
-  # The first use may be inside a trace, where constants made at import would become tracers.
+  # The first use may be inside a trace: an array made at import must not become its tracer.
   with jax.ensure_compile_time_eval(), warnings.catch_warnings():
     warnings.simplefilter('ignore', DeprecationWarning)  # ott imports the unmaintained jaxopt
     from ott.geometry import geometry
@@ -128,7 +128,7 @@ def cosine_cost(x: jax.Array, y: jax.Array) -> jax.Array:
   return jnp.maximum(0.0, 1.0 - cosine)
 
 
-@compiled(static=('max_iterations',))
+@compiled(static=('max_iterations',), inline=False)
 def sinkhorn_plan(
     cost: jax.Array, a: jax.Array | None = None, b: jax.Array | None = None, *,
     epsilon: jax.Array | float, max_iterations: int = 100, threshold: jax.Array | float = 1e-4,
@@ -173,7 +173,7 @@ def sinkhorn_plan(
   return _outcome(out, problem.geom.transport_from_potentials(out.f, out.g), cost)
 
 
-@compiled(static=('max_iterations',))
+@compiled(static=('max_iterations',), inline=False)
 def released_dlfd_plan(
     cost: jax.Array, a: jax.Array | None = None, b: jax.Array | None = None, *,
     epsilon: jax.Array | float, max_iterations: int = 50, threshold: jax.Array | float = 0.1,
