@@ -73,33 +73,39 @@ def fingerprint(data: Any) -> str:
   return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def claim(workdir: str, config: Mapping[str, Any], *, resume: bool, overwrite: bool) -> None:
-  """Makes `workdir` ours, or refuses.
+def check_workdir(workdir: str, config: Mapping[str, Any], *, resume: bool, overwrite: bool) -> None:
+  """Refuses a directory that holds other results, before anything is computed or deleted.
 
   Raises:
-    ValueError: the directory holds other results, and neither `resume` (same config) nor
-      `overwrite` was asked for; or it holds files that no experiment wrote.
+    ValueError: the directory holds results, and neither `resume` (same config) nor `overwrite` was
+      asked for; or it holds files that no experiment wrote.
   """
   if resume and overwrite:
     raise ValueError('--resume and --overwrite exclude each other')
+  names = os.listdir(workdir) if os.path.isdir(workdir) else []
+  if 'config.json' not in names:
+    if foreign := sorted(set(names) - set(OURS)):
+      raise ValueError(f'{workdir} holds files that no experiment wrote ({", ".join(foreign[:5])}); '
+                       'choose an empty --workdir')
+  elif not resume and not overwrite:
+    raise ValueError(f'{workdir} holds results already; pass --resume to continue them, '
+                     '--overwrite to delete them, or choose another --workdir')
+  elif resume and read_json(os.path.join(workdir, 'config.json')) != config:
+    raise ValueError(f'{workdir} holds results of another config (see its config.json); resume '
+                     'with that config, pass --overwrite, or choose another --workdir')
+
+
+def claim(workdir: str, config: Mapping[str, Any], *, overwrite: bool) -> None:
+  """Makes `workdir` ours: deletes what is there with `overwrite`, writes the config."""
   os.makedirs(workdir, exist_ok=True)
-  path = os.path.join(workdir, 'config.json')
-  foreign = sorted(set(os.listdir(workdir)) - set(OURS))
-  if os.path.exists(path):
-    if overwrite:
-      for name in OURS:
-        target = os.path.join(workdir, name)
-        shutil.rmtree(target) if os.path.isdir(target) else os.path.exists(target) and os.remove(target)
-    elif not resume:
-      raise ValueError(f'{workdir} holds results already; pass --resume to continue them, '
-                       '--overwrite to delete them, or choose another --workdir')
-    elif read_json(path) != config:
-      raise ValueError(f'{workdir} holds results of another config (see its config.json); resume '
-                       'with that config, pass --overwrite, or choose another --workdir')
-  elif foreign:
-    raise ValueError(f'{workdir} holds files that no experiment wrote ({", ".join(foreign[:5])}); '
-                     'choose an empty --workdir')
-  write_json(path, config)
+  if overwrite and jax.process_index() == 0:
+    for name in OURS:
+      target = os.path.join(workdir, name)
+      if os.path.isdir(target):
+        shutil.rmtree(target)
+      elif os.path.exists(target):
+        os.remove(target)
+  write_json(os.path.join(workdir, 'config.json'), config)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,7 +154,7 @@ class Task:
 
 
 def load(config: config_dict.ConfigDict, workdir: str) -> Task:
-  """Reads the data and splits it; the manifest goes into `workdir`."""
+  """Reads and splits the data, builds the model and, to check their settings, every method."""
   data = config.data
   source = sources.get(data.name, data_dir=config.data_dir, label_noise=data.label_noise,
                        seed=data.seed, image_size=data.image_size or None)
@@ -157,11 +163,12 @@ def load(config: config_dict.ConfigDict, workdir: str) -> Task:
   make = {'identity': splits_lib.by_identity, 'class': splits_lib.by_class,
           'random': splits_lib.by_random}[config.split.kind]
   splits = make(source, **arguments)
-  if jax.process_index() == 0:
-    splits.save(os.path.join(workdir, 'splits.json'))
   model = models.get(config.model, num_outputs=source.num_classes, **config.model_args.to_dict())
   mesh = sharding.make_mesh(config.devices or None)
-  return Task(config, source, splits, model, mesh, workdir)
+  task = Task(config, source, splits, model, mesh, workdir)
+  for row in ('original', 'retrain', *config.rows):
+    task.method(row, row_settings(config, row))
+  return task
 
 
 def row_settings(config: config_dict.ConfigDict, row: str, **changes) -> dict[str, Any]:
@@ -330,35 +337,39 @@ def run(config: config_dict.ConfigDict, workdir: str, *, resume: bool = False,
   """
   config_lib.check(config)
   as_json = config_lib.to_json(config)
-  location = ('data_dir', 'cache_dir')  # where things lie changes no result
-  as_json = {key: value for key, value in as_json.items() if key not in location}
-  claim(workdir, as_json, resume=resume, overwrite=overwrite)
-  if config.cases:
-    return _run_cases(config, as_json, workdir)
-  return _run_one(config, as_json, workdir)
-
-
-def _run_cases(config, as_json, workdir):
-  """The experiment once per case, under `cases/`."""
-  results = {'config': as_json, 'versions': versions(), 'cases': {}}
-  for case, changes in config.cases.items():
-    one = config.copy_and_resolve_references()
-    one.update(changes)
-    with one.unlocked():
-      one.cases = {}
-    directory = os.path.join(workdir, 'cases', case)
-    os.makedirs(directory, exist_ok=True)
-    results['cases'][case] = _run_one(one, config_lib.to_json(one), directory)
+  for location in ('data_dir', 'cache_dir'):  # where things lie changes no result
+    del as_json[location]
+  check_workdir(workdir, as_json, resume=resume, overwrite=overwrite)
+  # Wrong data and settings of every case fail here, before anything is deleted or trained.
+  cases = {case: load(one, os.path.join(workdir, 'cases', case))
+           for case, one in _cases(config).items()}
+  task = None if cases else load(config, workdir)
+  claim(workdir, as_json, overwrite=overwrite)
+  if task is not None:
+    return _run(task, as_json)
+  results = {'config': as_json, 'versions': versions(), 'cases': {
+      case: _run(task, as_json | {'case': case}) for case, task in cases.items()}}
   write_json(os.path.join(workdir, 'results.json'), results)
-  report.write_cases(results, workdir)
+  if jax.process_index() == 0:
+    report.write_cases(results, workdir)
   return results
 
 
-def _run_one(config, as_json, workdir):
+def _cases(config: config_dict.ConfigDict) -> dict[str, config_dict.ConfigDict]:
+  """The config of every case."""
+  found = {}
+  for case, changes in config.cases.items():
+    found[case] = config.copy_and_resolve_references()
+    found[case].update(changes)
+  return found
+
+
+def _run(task: Task, as_json: Mapping[str, Any]) -> dict[str, Any]:
   """All rows of one experiment, its results and its report."""
-  task = load(config, workdir)
-  for row in config.rows:  # wrong settings fail here, before anything is trained
-    task.method(row, row_settings(config, row))
+  config, workdir = task.config, task.workdir
+  os.makedirs(workdir, exist_ok=True)
+  if jax.process_index() == 0:
+    task.splits.save(os.path.join(workdir, 'splits.json'))
   found = sweep(task)
   table: dict[str, list[dict[str, Any]]] = {}
   losses, curves = {}, {}

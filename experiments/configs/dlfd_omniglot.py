@@ -50,8 +50,8 @@ def base(mode: str, name: str, methods, **settings):
       name=name,
       data={'name': 'synthetic'} if smoke else {'name': 'omniglot', 'image_size': 32},
       split={'kind': 'identity', 'seed': 0, 'sizes': sizes},
-      model='resnet18',
-      model_args={'width': 8, 'stem': 'cifar'},
+      model='cnn' if smoke else 'resnet18',
+      model_args={'width': 4, 'blocks': 1} if smoke else {'width': 8, 'stem': 'cifar'},
       train={'epochs': 1.0 if smoke else 15.0},
       methods=methods,
       **settings)

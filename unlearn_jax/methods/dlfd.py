@@ -146,14 +146,14 @@ def dlfd(model: types.Model, *, retain_steps: int = 100, epochs: float = 1.0,
     best = jax.tree.map(lambda now, kept: jnp.where(better, now, kept),
                         base.export(state), state.extra['model'])
     value = jnp.where(better, state.signals['accuracy/validation'], state.extra['accuracy'])
-    return state.replace(extra={'model': best, 'accuracy': value})
+    return state.replace(extra={'model': best, 'accuracy': value, 'done': state.extra['done']})
 
   def select(state, frozen, batch):
     del frozen, batch
     state = keep_best(state)
-    found = state.extra['accuracy'] >= 0
-    return (state.replace(step=state.step + 1),
-            {'selected': found.astype(jnp.float32), 'accuracy_validation': state.extra['accuracy']})
+    extra = {**state.extra, 'done': jnp.asarray(True)}
+    return (state.replace(step=state.step + 1, extra=extra),
+            {'accuracy_selected': extra['accuracy']})  # -1: no model qualified
 
   def init(key, variables):
     # 3 forces the first gate open in the release; the loop refreshes it before any other step.
@@ -161,12 +161,14 @@ def dlfd(model: types.Model, *, retain_steps: int = 100, epochs: float = 1.0,
     extra = {}
     if release:
       signals['accuracy/validation'] = -1.0
-      extra = {'model': base.copied(dict(variables)), 'accuracy': jnp.full((), -1.0)}
+      extra = {'model': base.copied(dict(variables)), 'accuracy': jnp.full((), -1.0),
+               'done': jnp.asarray(False)}
     state = base.initial_state(key, variables, tx, extra=extra, signals=signals)
     return state, {}
 
   def export_best(state):
-    found = state.extra['accuracy'] >= 0
+    # On the way the current model is what the signals must describe.
+    found = state.extra['done'] & (state.extra['accuracy'] >= 0)
     return jax.tree.map(lambda best, last: jnp.where(found, best, last),
                         state.extra['model'], base.export(state))
 

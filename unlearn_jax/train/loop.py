@@ -88,6 +88,7 @@ def run(method: types.Method, variables: types.Variables, streams: Mapping[str, 
   taken = int(state.step)
   compiled: dict[types.StepFn, Callable] = {}  # once per step function, however many phases use it
   pending: list[types.Metrics] = []
+  warm = None
 
   def flush(phase):
     """Fetches and checks the metrics of the latest steps, before anything of them is kept."""
@@ -117,8 +118,8 @@ def run(method: types.Method, variables: types.Variables, streams: Mapping[str, 
           if phase.step not in compiled:
             with _clock(spent, 'compile_seconds'):
               compiled[phase.step] = _compile(phase.step, state, frozen, batch, mesh)
-              if phase.signals:
-                monitor.run(apply, method.export(state))  # compiles the monitor
+              if phase.signals and not warm:
+                warm = monitor.run(apply, method.export(state))  # compiles the monitor
           with _clock(spent, 'seconds'):
             due = [name for name, every in phase.signals.items() if index % every == 0]
             if due:
