@@ -16,7 +16,7 @@ CONFIGS = ('digits', 'dlfd_omniglot', 'dlfd_ablation', 'dlfd_small_forget', 'dlf
 
 _DATA_DIR = flags.DEFINE_string('data_dir', '', "Holds Omniglot's two archives; '' downloads them.")
 _RUNS = flags.DEFINE_string('runs', 'runs', 'Work directories go under this one; resumed if there.')
-_ONLY = flags.DEFINE_list('only', CONFIGS, 'Which experiments.')
+_ONLY = flags.DEFINE_list('only', list(CONFIGS), 'Which experiments.')
 _RESULTS = flags.DEFINE_string('results', os.path.join(os.path.dirname(__file__), 'results'),
                                'Where the tables go.')
 

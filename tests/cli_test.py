@@ -56,6 +56,7 @@ class CommandLineTest(parameterized.TestCase):
     result = command(f'--config={CONFIG}', f'--workdir={tempfile.mkdtemp()}', flag)
     self.assertNotEqual(result.returncode, 0)
     self.assertIn(message, result.stderr + result.stdout)
+    self.assertNotIn('Traceback', result.stderr)
 
   def test_list_names_everything(self):
     text = cli.listing()

@@ -42,6 +42,20 @@ def use_compilation_cache() -> None:
     jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
 
 
+def parse(argv: list[str]) -> list[str]:
+  """Parses flags; a wrong `--config.KEY=VALUE` is one line, not a traceback."""
+  try:
+    return app.parse_flags_with_usage(argv)
+  except (AttributeError, KeyError, TypeError, ValueError) as error:  # ml_collections, config files
+    sys.exit(f'error: in the flags: {" ".join(str(error).split())}')
+
+
+def launch(argv: list[str]) -> None:
+  """Runs an experiment from command line arguments; argv[0] is the program's name."""
+  holders = define_flags()
+  app.run(lambda _: main(holders), argv=argv, flags_parser=parse)
+
+
 def main(holders) -> None:
   """Runs the experiment that the parsed flags describe."""
   config, workdir, resume, overwrite, distributed = (holder.value for holder in holders)
@@ -78,7 +92,6 @@ def console() -> None:
   if command == 'list':
     print(listing())
   elif command == 'run':
-    holders = define_flags()
-    app.run(lambda _: main(holders), argv=[sys.argv[0], *sys.argv[2:]])
+    launch([sys.argv[0], *sys.argv[2:]])
   else:
     sys.exit(USAGE if command in ('', '-h', '--help') else f'no command {command!r}\n{USAGE}')
