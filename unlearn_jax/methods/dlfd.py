@@ -13,9 +13,9 @@ from unlearn_jax.methods import base
 
 def dlfd(model: types.Model, *, retain_steps: int = 100, epochs: float = 1.0,
          learning_rate: float = 0.008, momentum: float = 0.9, weight_decay: float = 5e-4,
-         perturb_steps: int = 15, step_size: float = 0.4, transport_weight: float = 3.0,
-         weight_start: float = 0.0, weight_end: float = 1.0, epsilon: float = 0.01,
-         max_iterations: int = 50, threshold: float = 0.15, gate_every: int = 1,
+         schedule: str = 'constant', perturb_steps: int = 15, step_size: float = 0.4,
+         transport_weight: float = 3.0, weight_start: float = 0.0, weight_end: float = 1.0,
+         epsilon: float = 0.01, max_iterations: int = 50, threshold: float = 0.15, gate_every: int = 1,
          max_forgetting_score: float = 0.09, bounds: tuple[float, ...] | None = None,
          distancing: bool = True, class_loss: bool = True, dynamic: bool = True,
          reading: str = 'paper') -> types.Method:
@@ -47,6 +47,7 @@ def dlfd(model: types.Model, *, retain_steps: int = 100, epochs: float = 1.0,
     learning_rate: of SGD.
     momentum: of SGD.
     weight_decay: L2 coefficient.
+    schedule: `'constant'` or `'cosine'` (to zero; ours).
     perturb_steps: M.
     step_size: α, in image units.
     transport_weight: weight of the transport loss.
@@ -80,7 +81,8 @@ def dlfd(model: types.Model, *, retain_steps: int = 100, epochs: float = 1.0,
     bounds = (0.0, 1.0)
   score_name = 'forgetting_score[dlfd]' if release else 'forgetting_score'
   steps = base.total_steps(epochs, retain_steps)
-  tx = base.optimizer('sgd', learning_rate, momentum=momentum, weight_decay=weight_decay)
+  tx = base.optimizer('sgd', learning_rate, momentum=momentum, weight_decay=weight_decay,
+                      steps=steps, schedule=schedule)
 
   def perturbed(state, retain, forget, key, train):
     """x* of Eq. 3. Only input gradients run inside the loop: weight gradients there are slow."""

@@ -8,7 +8,8 @@ from unlearn_jax.methods import base
 
 
 def neg_grad(model: types.Model, *, forget_steps: int = 10, epochs: float = 2.0,
-             learning_rate: float = 1e-3, momentum: float = 0.0, weight_decay: float = 0.0
+             learning_rate: float = 1e-3, momentum: float = 0.0, weight_decay: float = 0.0,
+             schedule: str = 'constant'
              ) -> types.Method:
   """Ascends the classification loss of the forget set: `min_θ −E_{D_f} CE(y, f_θ(x))`.
 
@@ -21,10 +22,13 @@ def neg_grad(model: types.Model, *, forget_steps: int = 10, epochs: float = 2.0,
     learning_rate: of SGD.
     momentum: of SGD.
     weight_decay: L2 coefficient.
+    schedule: `'constant'` or `'cosine'` (to zero; ours).
   """
   base.check_range('neg_grad', learning_rate=(learning_rate, 0, math.inf),
                    epochs=(epochs, 0, math.inf))
-  tx = base.optimizer('sgd', learning_rate, momentum=momentum, weight_decay=weight_decay)
+  steps = base.total_steps(epochs, forget_steps)
+  tx = base.optimizer('sgd', learning_rate, momentum=momentum, weight_decay=weight_decay,
+                      steps=steps, schedule=schedule)
 
   def objective(params, *, state, frozen, batch, key):
     del frozen
@@ -36,6 +40,5 @@ def neg_grad(model: types.Model, *, forget_steps: int = 10, epochs: float = 2.0,
   def init(key, variables):
     return base.initial_state(key, variables, tx), {}
 
-  steps = base.total_steps(epochs, forget_steps)
   phase = types.Phase('ascend', base.gradient_step(objective, tx), steps, 'forget')
   return types.Method(init, (phase,), base.export)

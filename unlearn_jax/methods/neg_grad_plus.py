@@ -11,6 +11,7 @@ from unlearn_jax.methods import base
 
 def neg_grad_plus(model: types.Model, *, retain_steps: int = 100, epochs: float = 10.0,
                   learning_rate: float = 0.01, momentum: float = 0.9, weight_decay: float = 0.0,
+                  schedule: str = 'constant',
                   alpha: float = 0.95) -> types.Method:
   """`min_θ α E_{D_r} CE(y, f_θ(x)) − (1 − α) E_{D_f} CE(y, f_θ(x))`.
 
@@ -25,11 +26,14 @@ def neg_grad_plus(model: types.Model, *, retain_steps: int = 100, epochs: float 
     learning_rate: of SGD.
     momentum: of SGD.
     weight_decay: L2 coefficient.
+    schedule: `'constant'` or `'cosine'` (to zero; ours).
     alpha: weight of the retained data, in [0, 1].
   """
   base.check_range('neg_grad_plus', learning_rate=(learning_rate, 0, math.inf),
                    epochs=(epochs, 0, math.inf), alpha=(alpha, 0, 1))
-  tx = base.optimizer('sgd', learning_rate, momentum=momentum, weight_decay=weight_decay)
+  steps = base.total_steps(epochs, retain_steps)
+  tx = base.optimizer('sgd', learning_rate, momentum=momentum, weight_decay=weight_decay,
+                      steps=steps, schedule=schedule)
 
   def objective(params, *, state, frozen, batch, key):
     del frozen
@@ -48,6 +52,5 @@ def neg_grad_plus(model: types.Model, *, retain_steps: int = 100, epochs: float 
   def init(key, variables):
     return base.initial_state(key, variables, tx), {}
 
-  steps = base.total_steps(epochs, retain_steps)
   phase = types.Phase('unlearn', base.gradient_step(objective, tx), steps, 'pair')
   return types.Method(init, (phase,), base.export)
