@@ -187,6 +187,25 @@ class ContractTest(parameterized.TestCase):
       self.assertEqual(jax.tree.map(jnp.shape, state), jax.tree.map(jnp.shape, after))
       state = after
 
+  @parameterized.parameters(*CASES)
+  def test_attribute_labels(self, case):
+    """A head with several binary labels goes through every method."""
+    model = models.get('mlp', num_outputs=3, hidden=(4,))
+    rng = np.random.default_rng(0)
+    def role():
+      return {'image': rng.uniform(size=(BATCH, 2, 2, 1)).astype(np.float32),
+              'label': rng.integers(0, 2, (BATCH, 3)).astype(np.float32),
+              'id': np.arange(BATCH, dtype=np.int32), 'mask': np.ones(BATCH, np.float32)}
+    batch = {'retain': role(), 'forget': role()}
+    variables = model.init(jax.random.key(0), batch['retain'])
+    method = methods.get(case.split()[0])(
+        model, example=batch['retain'], retain_steps=2, forget_steps=2, **CASES[case])
+    state, frozen = method.init(jax.random.key(0), variables)
+    for step in {phase.step: None for phase in method.phases if phase.enter is None}:
+      state, metrics = jax.jit(step)(state, frozen, batch)
+      for name, value in metrics.items():
+        self.assertTrue(np.isfinite(jax.tree.leaves(value)).all(), msg=name)
+
   def test_every_registered_method_is_here(self):
     self.assertContainsSubset(methods.names(), CASES)
 
