@@ -8,9 +8,11 @@ import os
 
 from absl import app
 from absl import flags
+from absl import logging
 
 from unlearn_jax import cli
 from unlearn_jax import experiment
+from unlearn_jax import workdir as workdir_lib
 
 CONFIGS = ('digits', 'dlfd_omniglot', 'dlfd_ablation', 'dlfd_small_forget', 'dlfd_tradeoff')
 
@@ -22,6 +24,7 @@ _RESULTS = flags.DEFINE_string('results', os.path.join(os.path.dirname(__file__)
 
 
 def main(_):
+  logging.set_verbosity(logging.WARNING)
   cli.use_compilation_cache()
   os.makedirs(_RESULTS.value, exist_ok=True)
   for name in _ONLY.value:
@@ -32,7 +35,7 @@ def main(_):
     workdir = os.path.join(_RUNS.value, name)
     results = experiment.run(config, workdir, resume=os.path.exists(
         os.path.join(workdir, 'config.json')))
-    experiment.write_json(os.path.join(_RESULTS.value, f'{name}.json'), results)
+    workdir_lib.write_json(os.path.join(_RESULTS.value, f'{name}.json'), results)
     with open(os.path.join(workdir, 'report.md')) as source:
       text = source.read()
     with open(os.path.join(_RESULTS.value, f'{name}.md'), 'w') as target:

@@ -12,7 +12,7 @@ import numpy as np
 
 from unlearn_jax import config as config_lib
 from unlearn_jax import experiment
-from unlearn_jax.data import splits as splits_lib
+from unlearn_jax import workdir as workdir_lib
 from unlearn_jax.train import loop
 
 CACHE = tempfile.mkdtemp()
@@ -104,28 +104,6 @@ class ExperimentTest(parameterized.TestCase):
       with self.assertRaisesRegex(ValueError, 'dlfd: epsilon must lie in'):
         experiment.run(make(methods={'dlfd': {'epsilon': -1.0}}), tempfile.mkdtemp())
 
-  def test_sweep_uses_no_data_of_the_report(self):
-    seen = []
-    tuning = splits_lib.tuning
-    def watch(*args, **kwargs):
-      seen.append((args[0], tuning(*args, **kwargs)))
-      return seen[-1][1]
-    workdir = tempfile.mkdtemp()
-    with mock.patch.object(splits_lib, 'tuning', side_effect=watch):
-      results = experiment.run(make(
-          seeds=(0,), sweep={'learning_rates': (0.01, 0.1), 'seeds': (0,)}), workdir)
-    (report, tuned), = seen
-    used = np.concatenate(list(tuned.indices.values()))
-    for name in ('forget', 'test', 'unseen'):
-      self.assertEmpty(np.intersect1d(used, report.indices[name]), msg=name)
-    sweep = results['sweep']
-    for row in ('finetune', 'dlfd'):
-      trials = sweep['trials'][row]
-      self.assertEqual([trial['learning_rate'] for trial in trials], [0.01, 0.1])
-      best = max(trials, key=lambda trial: trial['nomus/validation'])
-      self.assertEqual(sweep['chosen'][row], best['learning_rate'])
-      self.assertEqual(results['settings'][row]['learning_rate'], best['learning_rate'])
-
   def test_cases(self):
     workdir = tempfile.mkdtemp()
     results = experiment.run(make(
@@ -138,10 +116,10 @@ class ExperimentTest(parameterized.TestCase):
 
   def test_killed_while_writing_leaves_the_old_result(self):
     path = os.path.join(tempfile.mkdtemp(), 'results.json')
-    experiment.write_json(path, {'a': 1})
+    workdir_lib.write_json(path, {'a': 1})
     with self.assertRaises(ValueError):
-      experiment.write_json(path, {'a': float('nan')})
-    self.assertEqual(experiment.read_json(path), {'a': 1})
+      workdir_lib.write_json(path, {'a': float('nan')})
+    self.assertEqual(workdir_lib.read_json(path), {'a': 1})
 
 
 if __name__ == '__main__':

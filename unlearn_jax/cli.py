@@ -1,4 +1,4 @@
-"""The command line: `unlearn-jax run` and `unlearn-jax list`."""
+"""The command line: `unlearn-jax run`, `unlearn-jax tune` and `unlearn-jax list`."""
 
 import os
 import sys
@@ -18,6 +18,7 @@ USAGE = """unlearn-jax COMMAND
 
   run --config=experiments/configs/NAME.py[:smoke] --workdir=DIR [--resume | --overwrite]
       [--config.KEY=VALUE ...]     run an experiment; the report lands in DIR
+  tune (the same flags)            only choose its settings: DIR/tune.json and DIR/tuned.py
   list                             methods, models and data sets, and what each needs
 """
 
@@ -50,14 +51,19 @@ def parse(argv: list[str]) -> list[str]:
     sys.exit(f'error: in the flags: {" ".join(str(error).split())}')
 
 
-def launch(argv: list[str]) -> None:
-  """Runs an experiment from command line arguments; argv[0] is the program's name."""
+def launch(argv: list[str], command: str = 'run') -> None:
+  """Runs or tunes an experiment from command line arguments; argv[0] is the program's name."""
   holders = define_flags()
-  app.run(lambda _: main(holders), argv=argv, flags_parser=parse)
+  app.run(lambda _: main(holders, command), argv=argv, flags_parser=parse)
 
 
-def main(holders) -> None:
-  """Runs the experiment that the parsed flags describe."""
+COMMANDS = {'run': (experiment.run, 'report', 'report.html'),
+            'tune': (experiment.tune, 'chosen settings', 'tuned.py')}
+
+
+def main(holders, command: str) -> None:
+  """Does `command` with the experiment that the parsed flags describe."""
+  action, product, filename = COMMANDS[command]
   config, workdir, resume, overwrite, distributed = (holder.value for holder in holders)
   if flags.FLAGS.verbosity <= 0:  # orbax tells every step of every save; -v 1 shows it
     logging.set_verbosity(logging.WARNING)
@@ -65,12 +71,12 @@ def main(holders) -> None:
     jax.distributed.initialize()
   use_compilation_cache()
   try:
-    experiment.run(config, workdir, resume=resume, overwrite=overwrite)
+    action(config, workdir, resume=resume, overwrite=overwrite)
   except (ValueError, FileNotFoundError, FloatingPointError) as error:
     # What the user can mend is one line; the traceback is for -v 1.
     logging.vlog(1, 'traceback', exc_info=True)
     sys.exit(f'error: {error}')
-  print(f'report: {os.path.join(workdir, "report.html")}')
+  print(f'{product}: {os.path.join(workdir, filename)}')
 
 
 def listing() -> str:
@@ -91,7 +97,7 @@ def console() -> None:
   command = sys.argv[1] if len(sys.argv) > 1 else ''
   if command == 'list':
     print(listing())
-  elif command == 'run':
-    launch([sys.argv[0], *sys.argv[2:]])
+  elif command in COMMANDS:
+    launch([sys.argv[0], *sys.argv[2:]], command)
   else:
     sys.exit(USAGE if command in ('', '-h', '--help') else f'no command {command!r}\n{USAGE}')

@@ -19,7 +19,7 @@ BUILTIN = ('original', 'retrain')
 def experiment(*, name: str, data: Mapping[str, Any], split: Mapping[str, Any], model: str,
                model_args: Mapping[str, Any] | None = None, train: Mapping[str, Any] | None = None,
                methods: Mapping[str, Mapping[str, Any]] | None = None,
-               sweep: Mapping[str, Any] | None = None,
+               tune: Mapping[str, Any] | None = None,
                cases: Mapping[str, Mapping[str, Any]] | None = None, **settings
                ) -> config_dict.ConfigDict:
   """A locked, typed config.
@@ -35,7 +35,11 @@ def experiment(*, name: str, data: Mapping[str, Any], split: Mapping[str, Any], 
     train: the recipe of the original and the retrained model: settings of `retrain`.
     methods: row -> settings. A row is a method's name, or `METHOD-VARIANT`. `config.rows` lists
       those to run, in the table's order.
-    sweep: `learning_rates` (empty: no sweep), `seeds`, `share`.
+    tune: how settings are chosen, see `tuning.tune`: `common`, a grid for every row (setting ->
+      values), and `methods`, row -> a further grid of its own (both empty: nothing is tuned);
+      `budget`, the share of the retraining cost that each row may spend, and `trials`, how many
+      it may make (0: no limit); `objective` (`nomus` or `retrain_gap`); `seeds`; `share` of the
+      retained units that plays the forget set.
     cases: case -> nested changes of this config: the experiment is run once per case.
     **settings: the remaining top-level fields, see the code.
 
@@ -58,14 +62,15 @@ def experiment(*, name: str, data: Mapping[str, Any], split: Mapping[str, Any], 
       'seeds': (0, 1, 2),
       'batch_size': 64,
       'forget_batch_size': 0,
-      'sweep': {'learning_rates': (), 'seeds': (0,), 'share': 0.5},
+      'tune': {'common': {}, 'methods': {}, 'budget': 0.0, 'trials': 0, 'objective': 'nomus',
+               'seeds': (0,), 'share': 0.5},
       'cases': dict(cases or {}),
       'devices': 0,
       'log_every': 10,
       'checkpoint_every': 0,
   })
   _update(config.data, data, 'data')
-  _update(config.sweep, sweep or {}, 'sweep')
+  _update(config.tune, tune or {}, 'tune')
   _update(config, settings, '')
   return config.lock()
 
@@ -136,6 +141,14 @@ def check(config: config_dict.ConfigDict) -> None:
   for row in config.rows:
     if row not in config.methods:
       raise ValueError(f'config.rows names {row!r}{registry.suggestion(row, list(config.methods))}')
+
+
+def to_arguments(config: config_dict.ConfigDict) -> dict[str, Any]:
+  """The keyword arguments of `experiment` that give this config again, as plain data."""
+  plain = config.to_dict()
+  given = lambda settings: {key: value for key, value in settings.items() if value is not None}
+  return plain | {'train': given(plain['train']), 'methods': {
+      row: given(settings) for row, settings in plain['methods'].items()}}
 
 
 def to_json(config: config_dict.ConfigDict) -> dict[str, Any]:

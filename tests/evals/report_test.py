@@ -27,7 +27,7 @@ def results(seeds=3, **changes):
       'config': {'name': 'unit', 'data': {'name': 'digits', 'label_noise': 0.2},
                  'split': {'kind': 'identity'}, 'seeds': list(range(seeds)), 'budget': 'dlfd'},
       'split_hash': '0123456789abcdef0123', 'versions': {'jax': '0.10.2', 'backend': 'cpu'},
-      'attribution': 'Digits of somebody.', 'sweep': None,
+      'attribution': 'Digits of somebody.', 'tune': None,
       'split_sizes': {'forget': 60, 'retain': 1200, 'test': 300, 'unseen': 80},
       'settings': {name: {'learning_rate': 0.01} for name in METHODS}, **report.summarise(rows)}
   return found | changes
@@ -40,10 +40,12 @@ def losses(seeds=2):
 
 
 CURVES = {name: {'step': [10, 20, 30], 'loss': [2.0, 1.0, 0.5]} for name in METHODS}
-SWEEP = {'learning_rates': [0.01, 0.1], 'seeds': [0], 'forget_records': 77,
-         'trials': {'scrub': [{'learning_rate': 0.01, 'nomus/validation': 0.777},
-                              {'learning_rate': 0.1, 'nomus/validation': None}]},
-         'chosen': {'scrub': 0.01}}
+TUNE = {'objective': 'nomus', 'best': 'max', 'budget': 0.5, 'trials_per_row': 0, 'seeds': [0],
+        'forget_records': 77, 'retraining_seconds': 2.0,
+        'trials': {'scrub': [
+            {'settings': {'learning_rate': 0.01}, 'score': 0.777, 'values': [0.777], 'cost': 0.2},
+            {'settings': {'learning_rate': 0.1}, 'score': None, 'values': [None], 'cost': 0.1}]},
+        'chosen': {'scrub': {'learning_rate': 0.01}}}
 
 
 def read(path):
@@ -58,7 +60,7 @@ class ReportTest(parameterized.TestCase):
 
   def test_both_files_hold_the_numbers(self):
     directory = self.directory()
-    paths = report.write(results(sweep=SWEEP), directory, losses=losses(), curves=CURVES)
+    paths = report.write(results(tune=TUNE), directory, losses=losses(), curves=CURVES)
     for text in map(read, paths):
       for part in ('Unlearning report: unit', 'Original', 'Retrained', 'scrub', '0.801 ± 0.001',
                    '20 % of the labels', '60 forget', '0123456789abcdef', 'seeds 0, 1, 2',
@@ -112,9 +114,9 @@ class ReportTest(parameterized.TestCase):
     self.assertIn('No approximate method has a NoMUS', read(path))
     self.assertIn('n/a', read(path))
 
-  def test_without_a_sweep_nothing_claims_one(self):
+  def test_without_tuning_nothing_claims_it(self):
     text = report.markdown(results())
-    self.assertNotIn('Choice of the learning rate', text)
+    self.assertNotIn('Choice of settings', text)
     self.assertIn('this run searched for none', text)
 
   def test_unbalanced_attack_is_a_limit(self):

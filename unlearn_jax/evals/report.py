@@ -104,11 +104,10 @@ def _background(results) -> list[render.Section]:
       _cost_table(results),
       'Time in training steps, and in the signals that they read; compilation is listed apart. '
       f'{_hardware(results)}')))
-  if results.get('sweep'):
-    sections.append(_sweep_section(results['sweep']))
+  if results.get('tune'):
+    sections.append(_tuning_section(results['tune']))
   if results.get('settings'):
-    rows = tuple((results_lib.display(name), ', '.join(f'{key}={_short(x)}'
-                  for key, x in results['settings'][name].items()))
+    rows = tuple((results_lib.display(name), _settings(results['settings'][name]))
                  for name in results_lib.ordered(results['methods'])
                  if name in results['settings'])
     table = render.Table(('Method', 'Settings'), rows, text=True)
@@ -180,26 +179,34 @@ def _cost_table(results) -> render.Table:
   return render.Table(headings, tuple(rows), anchors=frozenset((0, 1)))
 
 
-def _sweep_section(sweep) -> render.Section:
-  rates, rows, strong = list(sweep['learning_rates']), [], set()
-  for row, (name, trials) in enumerate(sweep['trials'].items()):
-    scores = {trial['learning_rate']: trial['nomus/validation'] for trial in trials}
-    cells = []
-    for column, rate in enumerate(rates, 1):
-      score = scores.get(rate)
-      cells.append('diverged' if score is None else f'{score:.3f}')
-      if rate == sweep['chosen'][name]:
-        strong.add((row, column))
-    rows.append((name, *cells))
-  headings = ('Method', *(f'{rate:g}' for rate in rates))
-  table = render.Table(headings, tuple(rows), frozenset(strong))
-  records = f' ({sweep["forget_records"]:,} records)' if 'forget_records' in sweep else ''
-  return render.Section('Choice of the learning rate', (
-      table,
-      f'NoMUS on validation data by learning rate, mean over seeds {_short(sweep["seeds"])}; in '
-      f'bold, the chosen one. Every method had the same {len(rates)} trials. Their forget set'
-      f'{records} was drawn from retained data, and validation data stood in for test and unseen '
-      'data.'))
+def _tuning_section(tune) -> render.Section:
+  """What tuning tried and chose: a line per method, then every trial."""
+  chosen, trials, strong = [], [], set()
+  for name, tried in tune['trials'].items():
+    for trial in tried:
+      if trial['settings'] == tune['chosen'][name]:
+        strong |= {(len(trials), 1), (len(trials), 2)}
+        chosen.append((name, _settings(trial['settings']), f'{trial["score"]:.3f}', str(len(tried)),
+                       f'{sum(one["cost"] for one in tried):.2f}'))
+      score = 'diverged' if trial['score'] is None else f'{trial["score"]:.3f}'
+      trials.append((name, _settings(trial['settings']), score, f'{trial["cost"]:.2f}'))
+  objective = wording.OBJECTIVES[tune['objective']]
+  limits = [text for text, on in (
+      (f'{tune["trials_per_row"]} trials', tune['trials_per_row']),
+      (f'{tune["budget"]:g} times the time of one retraining', tune['budget'])) if on]
+  allowed = f'at most {" and ".join(limits)}' if limits else 'its whole grid'
+  return render.Section('Choice of settings', (
+      render.Table(('Method', 'Chosen', objective.heading, 'Trials', 'Cost, in retrainings'),
+                   tuple(chosen)),
+      f'Every method was allowed {allowed}. {objective.explanation} Mean over seeds '
+      f'{_short(tune["seeds"])}. The forget set of the trials ({tune["forget_records"]:,} records) '
+      'was drawn from retained data, and validation data stood in for test and unseen data.',
+      render.Table(('Method', 'Tried', objective.heading, 'Cost, in retrainings'), tuple(trials),
+                   frozenset(strong))))
+
+
+def _settings(settings: Mapping[str, Any]) -> str:
+  return ', '.join(f'{key}={_short(x)}' for key, x in settings.items())
 
 
 def _case_sections(results, *, pictures: bool) -> list[render.Section]:

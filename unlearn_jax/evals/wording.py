@@ -1,11 +1,28 @@
 """What a report says in words: the question, the answer, conventions and limits."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from unlearn_jax.evals import results as results_lib
 
 _UNBALANCED = 0.05  # a no-signal floor above this dominates the score
+
+
+class Objective(NamedTuple):
+  """How a tuning objective is shown."""
+
+  heading: str
+  explanation: str
+
+
+OBJECTIVES = {
+    'nomus': Objective('NoMUS, validation', (
+        'NoMUS on validation data is what they were chosen by (higher is better); it needs no '
+        'retrained model.')),
+    'retrain_gap': Objective('Gap to retrained', (
+        'They were chosen by the mean absolute gap to a model retrained without the forget set of '
+        'the trials (lower is better), in forget accuracy, validation accuracy and attack AUC.')),
+}
 
 
 def question(results: Mapping[str, Any]) -> str:
@@ -27,10 +44,9 @@ def question(results: Mapping[str, Any]) -> str:
     parts.append(f'Forgotten: {kinds[kind]}.')
   parts.append(f'Split `{str(results.get("split_hash", results_lib.NOT_AVAILABLE))[:16]}`, '
                f'{seeds(results)}.')
-  if results.get('sweep'):
-    parts.append('The learning rate of every method was chosen by the same number of trials on '
-                 'validation data; forgotten, test and unseen records of this report took no '
-                 'part.')
+  if results.get('tune'):
+    parts.append('The settings of every method were chosen under the same budget on validation '
+                 'data; forgotten, test and unseen records of this report took no part.')
   else:
     budget = f' (budget `{config["budget"]}`)' if config.get('budget') else ''
     parts.append(f'Settings are those of the config{budget}; this run searched for none.')

@@ -1,0 +1,232 @@
+"""Choosing hyper-parameters: the same stated budget for every method, none of the report's data."""
+
+from collections.abc import Callable, Mapping
+import itertools
+import os
+import pprint
+import shutil
+import time
+from typing import Any, NamedTuple
+
+from absl import logging
+import jax
+from ml_collections import config_dict
+import numpy as np
+
+from unlearn_jax import config as config_lib
+from unlearn_jax import task as task_lib
+from unlearn_jax import types
+from unlearn_jax import workdir as workdir_lib
+from unlearn_jax.data import splits as splits_lib
+from unlearn_jax.evals import classification
+from unlearn_jax.evals import privacy
+from unlearn_jax.evals import run as evals_run
+from unlearn_jax.losses import classification as per_example
+from unlearn_jax.train import loop
+
+Measured = dict[str, float]
+COMPARED = ('accuracy/forget', 'accuracy/validation', 'mia_auc/validation')
+
+
+class Objective(NamedTuple):
+  """What a trial is judged by.
+
+  Attributes:
+    score: (measured on the trial's model, measured on the retrained one or None) -> float.
+    best: `max` or `min`.
+    retrains: a retrained model of the tuning task is needed.
+  """
+
+  score: Callable[[Measured, Measured | None], float]
+  best: Callable
+  retrains: bool
+
+
+def retrain_gap(measured: Measured, retrained: Measured) -> float:
+  """Mean of |unlearned - retrained| over forget accuracy, validation accuracy and attack AUC.
+
+  Ours: all three lie in [0, 1], and 0 is a model that behaves as the retrained one does. Two-sided:
+  to do worse than the retrained model on forgotten records costs as much as to do better.
+  """
+  return float(np.mean([abs(measured[name] - retrained[name]) for name in COMPARED]))
+
+
+def nomus(measured: Measured, retrained: Measured | None) -> float:
+  """NoMUS with validation data in the place of test and unseen data; needs no retrained model."""
+  del retrained
+  return classification.nomus(measured['accuracy/validation'], measured['forgetting_score'])
+
+
+OBJECTIVES = {'nomus': Objective(nomus, max, False), 'retrain_gap': Objective(retrain_gap, min, True)}
+
+
+def candidates(config: config_dict.ConfigDict, row: str) -> list[dict[str, Any]]:
+  """The settings that a row may try, in the order in which it tries them.
+
+  All combinations of `config.tune.common` and of the row's own entry in `config.tune.methods`,
+  in an order drawn from the split's seed: a budget that ends early leaves a random search.
+  """
+  space = {**config.tune.common.to_dict(), **config.tune.methods.get(row, {})}
+  found = [dict(zip(space, values)) for values in itertools.product(*space.values())]
+  order = np.random.default_rng(config.split.get('seed', 0)).permutation(len(found))
+  return [found[index] for index in order]
+
+
+def check(task: task_lib.Task) -> None:
+  """Builds the method of every candidate, so that a wrong one fails before anything is trained.
+
+  Raises:
+    ValueError: an unknown objective or row, an empty grid, a setting that a method refuses.
+  """
+  tune = task.config.tune
+  if tune.objective not in OBJECTIVES:
+    raise ValueError(f'config.tune.objective {tune.objective!r} is not one of {tuple(OBJECTIVES)}')
+  if tune.budget < 0 or tune.trials < 0:
+    raise ValueError('config.tune.budget and config.tune.trials are 0 (no limit) or more, got '
+                     f'{tune.budget:g} and {tune.trials}')
+  if not tune.seeds:
+    raise ValueError('config.tune.seeds is empty; name at least one seed')
+  if unknown := set(tune.methods) - set(task.config.rows):
+    raise ValueError(f'config.tune.methods names {sorted(unknown)}, rows of this experiment are '
+                     f'{list(task.config.rows)}')
+  if enabled(task.config):
+    for row in task.config.rows:
+      found = candidates(task.config, row)
+      if not found:
+        raise ValueError(f'{row}: a grid of config.tune has no values')
+      for changes in found:
+        if unknown := set(changes) - set(config_lib.resolved(task.config, row)):
+          raise ValueError(f'config.tune: {row} has no setting {sorted(unknown)}')
+        task.method(row, task_lib.row_settings(task.config, row, **changes))
+
+
+def enabled(config: config_dict.ConfigDict) -> bool:
+  return bool(config.tune.common or config.tune.methods)
+
+
+def tune(task: task_lib.Task) -> dict[str, Any] | None:
+  """Gives every row of the experiment the same budget, and chooses its settings.
+
+  The forget set of a trial is drawn from retained data, validation data stand for test and unseen
+  data; what the report forgets, tests on or calls unseen takes no part. For `retrain_gap` a model
+  is trained on the retained data and another without the trial's forget set: a small copy of the
+  report's task. For `nomus` a trial starts from the report's original model, and nothing is
+  retrained.
+
+  A row stops when it has tried its whole grid or `trials` candidates, or when a further trial, at
+  the mean cost of those done, would take it beyond `budget` times the seconds of one retraining;
+  one trial is always made. Trials are timed without compilation (a diverged one with it); their
+  number can therefore differ between machines, and a resumed run keeps the trials that it finds.
+
+  Args:
+    task: the report's task, with `config.tune`.
+
+  Returns:
+    The content of `tune.json`; None if `config.tune` has no grid. `tuned.py`, written beside it, is
+    the config with the chosen settings.
+
+  Raises:
+    ValueError: all trials of a row diverged.
+  """
+  config = task.config
+  if not enabled(config):
+    return None
+  objective = OBJECTIVES[config.tune.objective]
+  small = task.with_splits(splits_lib.tuning(
+      task.splits, task.source, seed=config.split.get('seed', 0), share=config.tune.share))
+  retraining = float(np.mean([task_lib.anchor(task, 'retrain', seed)[1]['seconds']
+                              for seed in config.tune.seeds]))
+  references = {seed: measure(small, task_lib.anchor(small, 'retrain', seed)[0]) if objective.retrains
+                else None for seed in config.tune.seeds}
+  starts = {seed: task_lib.anchor(small if objective.retrains else task, 'original', seed)[0]
+            for seed in config.tune.seeds}
+  trials, chosen = {}, {}
+  for row in config.rows:
+    trials[row] = _search(small, row, starts, references, retraining)
+    able = [trial for trial in trials[row] if trial['score'] is not None]
+    if not able:
+      raise ValueError(f'{row}: every one of its {len(trials[row])} trials diverged; give '
+                       'config.tune smaller learning rates or a larger budget')
+    chosen[row] = objective.best(able, key=lambda trial: trial['score'])['settings']
+  found = {
+      'objective': config.tune.objective, 'best': objective.best.__name__,
+      'budget': config.tune.budget, 'trials_per_row': config.tune.trials,
+      'seeds': list(config.tune.seeds), 'retraining_seconds': retraining,
+      'split_hash': small.splits.hash, 'forget_records': len(small.splits.indices['forget']),
+      'retrained': [references[seed] for seed in config.tune.seeds] if objective.retrains else None,
+      'trials': trials, 'chosen': chosen}
+  workdir_lib.write_json(os.path.join(task.workdir, 'tune.json'), found)
+  _write_config(config, chosen, os.path.join(task.workdir, 'tuned.py'))
+  return found
+
+
+def _search(small: task_lib.Task, row: str, starts, references, retraining: float) -> list[dict[str, Any]]:
+  """The trials of a row, until its grid or its budget is spent."""
+  settings = small.config.tune
+  found, spent = [], 0.0
+  for index, changes in enumerate(candidates(small.config, row)):
+    if settings.trials and index == settings.trials:
+      break
+    if settings.budget and found and spent * (index + 1) / index > settings.budget:
+      break
+    values = [_trial(small, row, index, changes, seed, starts[seed], references[seed])
+              for seed in starts]
+    cost = sum(value['seconds'] for value in values) / retraining
+    spent += cost
+    scores = [value['score'] for value in values]
+    # A trial that diverges for any seed is out of the race, and is shown as such.
+    score = None if None in scores else float(np.mean(scores))
+    found.append({'settings': changes, 'score': score, 'values': scores, 'cost': cost})
+  return found
+
+
+def _trial(small: task_lib.Task, row: str, index: int, changes: Mapping[str, Any], seed: int,
+           start: types.Variables, reference: Measured | None) -> dict[str, Any]:
+  """Score and seconds of one candidate for one seed; the score is None if it diverged."""
+  directory = os.path.join(small.workdir, 'trials', row, f'{index}', f'seed_{seed}')
+  path = os.path.join(directory, 'trial.json')
+  if not os.path.exists(path):
+    began = time.perf_counter()
+    try:
+      variables, facts = task_lib.train_row(small, row, seed, task_lib.row_settings(small.config, row, **changes),
+                                   start, directory)
+      measured = measure(small, variables)
+      score = OBJECTIVES[small.config.tune.objective].score(measured, reference)
+      result = {'score': score, 'seconds': facts['seconds'], 'measured': measured}
+    except loop.NonFiniteError as error:
+      logging.warning('%s with %s: %s', row, dict(changes), error)
+      result = {'score': None, 'seconds': time.perf_counter() - began, 'measured': None}
+    workdir_lib.write_json(path, result)
+    for name in ('checkpoints', 'model'):
+      shutil.rmtree(os.path.join(directory, name), ignore_errors=True)
+  return workdir_lib.read_json(path)
+
+
+def measure(small: task_lib.Task, variables: types.Variables) -> Measured:
+  """What the objectives read: accuracies and the loss attack, forget against validation data."""
+  losses, found = {}, {}
+  for name in ('forget', 'validation'):
+    fields = small.fields[name]
+    logits = evals_run.predict(small.model.apply, variables, fields)['logits']
+    losses[name] = np.asarray(per_example.example_loss(logits, fields['label']))
+    found[f'accuracy/{name}'] = float(np.mean(per_example.accuracy(logits, fields['label'])))
+  pair = losses['forget'], losses['validation']
+  return found | {'mia_auc/validation': privacy.auc(*pair),
+                  'forgetting_score': privacy.forgetting_score(*pair).score}
+
+
+def _write_config(config: config_dict.ConfigDict, chosen: Mapping[str, Any], path: str) -> None:
+  """A config file that runs what was chosen."""
+  if jax.process_index() != 0:
+    return
+  arguments = config_lib.to_arguments(config)
+  del arguments['tune']
+  for row, changes in chosen.items():
+    arguments['methods'][row] |= changes
+  body = pprint.pformat(arguments, indent=1, width=92, sort_dicts=False)
+  text = (f'"""{config.name} with the settings that tuning chose (tune.json)."""\n\n'
+          'from unlearn_jax import config\n\nARGUMENTS = \\\n' + body +
+          '\n\n\ndef get_config():\n  return config.experiment(**ARGUMENTS)\n')
+  with open(f'{path}.tmp', 'w') as file:
+    file.write(text)
+  os.replace(f'{path}.tmp', path)
