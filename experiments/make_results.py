@@ -1,5 +1,7 @@
 """Runs the committed experiments and writes experiments/results/<config>.md and .json.
 
+An experiment named audit_* is audited: its table is the one of verdicts.
+
 python -m experiments.make_results --data_dir=DIR [--only=dlfd_omniglot,...] [--runs=runs]
 """
 
@@ -10,11 +12,16 @@ from absl import app
 from absl import flags
 from absl import logging
 
+from unlearn_jax import auditing
 from unlearn_jax import cli
 from unlearn_jax import experiment
 from unlearn_jax import workdir as workdir_lib
 
-CONFIGS = ('digits', 'dlfd_omniglot', 'dlfd_ablation', 'dlfd_small_forget', 'dlfd_tradeoff')
+CONFIGS = {
+    'digits': experiment.run, 'dlfd_omniglot': experiment.run, 'dlfd_ablation': experiment.run,
+    'dlfd_small_forget': experiment.run, 'dlfd_tradeoff': experiment.run,
+    'audit_omniglot': auditing.audit}
+PRODUCTS = {experiment.run: 'report', auditing.audit: 'audit'}
 
 _DATA_DIR = flags.DEFINE_string('data_dir', '', "Holds Omniglot's two archives; '' downloads them.")
 _RUNS = flags.DEFINE_string('runs', 'runs', 'Work directories go under this one; resumed if there.')
@@ -33,14 +40,15 @@ def main(_):
     config = importlib.import_module(f'experiments.configs.{name}').get_config()
     config.data_dir = _DATA_DIR.value
     workdir = os.path.join(_RUNS.value, name)
-    results = experiment.run(config, workdir, resume=os.path.exists(
+    results = CONFIGS[name](config, workdir, resume=os.path.exists(
         os.path.join(workdir, 'config.json')))
     workdir_lib.write_json(os.path.join(_RESULTS.value, f'{name}.json'), results)
-    with open(os.path.join(workdir, 'report.md')) as source:
+    product = PRODUCTS[CONFIGS[name]]
+    with open(os.path.join(workdir, f'{product}.md')) as source:
       text = source.read()
     with open(os.path.join(_RESULTS.value, f'{name}.md'), 'w') as target:
       target.write(text)
-    print(f'{name}: {os.path.join(workdir, "report.html")}')
+    print(f'{name}: {os.path.join(workdir, product)}.md')
 
 
 if __name__ == '__main__':

@@ -25,7 +25,8 @@ BELOW['audit'] = BELOW['train'] | {'train'}
 BELOW['cli'] = BELOW['audit'] | {'audit', ''}
 BELOW['experiments'] = BELOW['cli'] | {'cli'}
 # Modules at the top of the package that belong to the layer of the command line.
-TOP = dict.fromkeys(('cli', 'config', 'experiment', 'task', 'testing', 'tuning', 'workdir'), 'cli')
+TOP = dict.fromkeys(
+    ('auditing', 'cli', 'config', 'experiment', 'task', 'testing', 'tuning', 'workdir'), 'cli')
 TOP['types'] = 'types'
 
 # What losses may import from outside, and who alone may import what.

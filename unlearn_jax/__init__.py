@@ -6,7 +6,8 @@ Sub-packages load on first use, so that `from unlearn_jax import losses` stays l
 import importlib
 
 __version__ = '0.1.0'
-_SUBPACKAGES = ('audit', 'cli', 'data', 'evals', 'losses', 'methods', 'models', 'testing', 'train', 'types')
+_SUBPACKAGES = ('audit', 'cli', 'data', 'evals', 'losses', 'methods', 'models', 'testing', 'train',
+                'types')
 __all__ = ('__version__', *_SUBPACKAGES)
 
 

@@ -1,4 +1,4 @@
-"""The command line: `unlearn-jax run`, `unlearn-jax tune` and `unlearn-jax list`."""
+"""The command line: `unlearn-jax run`, `tune`, `audit` and `list`."""
 
 import os
 import sys
@@ -9,6 +9,7 @@ from absl import logging
 import jax
 from ml_collections import config_flags
 
+from unlearn_jax import auditing
 from unlearn_jax import experiment
 from unlearn_jax import methods
 from unlearn_jax import models
@@ -19,6 +20,7 @@ USAGE = """unlearn-jax COMMAND
   run --config=experiments/configs/NAME.py[:smoke] --workdir=DIR [--resume | --overwrite]
       [--config.KEY=VALUE ...]     run an experiment; the report lands in DIR
   tune (the same flags)            only choose its settings: DIR/tune.json and DIR/tuned.py
+  audit (the same flags)           run what is missing, then audit every row: DIR/audit.md
   list                             methods, models and data sets, and what each needs
 """
 
@@ -58,7 +60,8 @@ def launch(argv: list[str], command: str = 'run') -> None:
 
 
 COMMANDS = {'run': (experiment.run, 'report', 'report.html'),
-            'tune': (experiment.tune, 'chosen settings', 'tuned.py')}
+            'tune': (experiment.tune, 'chosen settings', 'tuned.py'),
+            'audit': (auditing.audit, 'verdicts', 'audit.md')}
 
 
 def main(holders, command: str) -> None:
@@ -72,7 +75,7 @@ def main(holders, command: str) -> None:
   use_compilation_cache()
   try:
     action(config, workdir, resume=resume, overwrite=overwrite)
-  except (ValueError, FileNotFoundError, FloatingPointError) as error:
+  except (ValueError, ImportError, FileNotFoundError, FloatingPointError) as error:
     # What the user can mend is one line; the traceback is for -v 1.
     logging.vlog(1, 'traceback', exc_info=True)
     sys.exit(f'error: {error}')

@@ -20,6 +20,7 @@ def experiment(*, name: str, data: Mapping[str, Any], split: Mapping[str, Any], 
                model_args: Mapping[str, Any] | None = None, train: Mapping[str, Any] | None = None,
                methods: Mapping[str, Mapping[str, Any]] | None = None,
                tune: Mapping[str, Any] | None = None,
+               audit: Mapping[str, Any] | None = None,
                cases: Mapping[str, Mapping[str, Any]] | None = None, **settings
                ) -> config_dict.ConfigDict:
   """A locked, typed config.
@@ -40,6 +41,7 @@ def experiment(*, name: str, data: Mapping[str, Any], split: Mapping[str, Any], 
       `budget`, the share of the retraining cost that each row may spend, and `trials`, how many
       it may make (0: no limit); `objective` (`nomus` or `retrain_gap`); `seeds`; `share` of the
       retained units that plays the forget set.
+    audit: `retrained`, the seeds of the retrained models that `unlearn-jax audit` compares with.
     cases: case -> nested changes of this config: the experiment is run once per case.
     **settings: the remaining top-level fields, see the code.
 
@@ -64,6 +66,7 @@ def experiment(*, name: str, data: Mapping[str, Any], split: Mapping[str, Any], 
       'forget_batch_size': 0,
       'tune': {'common': {}, 'methods': {}, 'budget': 0.0, 'trials': 0, 'objective': 'nomus',
                'seeds': (0,), 'share': 0.5},
+      'audit': {'retrained': (0, 1, 2, 3, 4)},
       'cases': dict(cases or {}),
       'devices': 0,
       'log_every': 10,
@@ -71,6 +74,7 @@ def experiment(*, name: str, data: Mapping[str, Any], split: Mapping[str, Any], 
   })
   _update(config.data, data, 'data')
   _update(config.tune, tune or {}, 'tune')
+  _update(config.audit, audit or {}, 'audit')
   _update(config, settings, '')
   return config.lock()
 

@@ -104,15 +104,16 @@ def row_settings(config: config_dict.ConfigDict, row: str, **changes) -> dict[st
   return settings | ({'role': 'train'} if row == 'original' else {})
 
 
-def train_row(task: Task, row: str, seed: int, settings: Mapping[str, Any], variables, directory: str
-              ) -> tuple[types.Variables, dict[str, float]]:
+def train_row(task: Task, row: str, seed: int, settings: Mapping[str, Any], variables,
+              directory: str) -> tuple[types.Variables, dict[str, float]]:
   """Runs one method for one seed in `directory`, or reads its finished result from there.
 
   Returns:
     The exported variables, and seconds, compile_seconds and steps.
   """
   method = task.method(row, settings)
-  template = jax.eval_shape(lambda v: method.export(method.init(jax.random.key(0), v)[0]), variables)
+  template = jax.eval_shape(
+      lambda v: method.export(method.init(jax.random.key(0), v)[0]), variables)
   finished = os.path.join(directory, 'model')
   if os.path.isdir(finished):
     with checkpoint.Checkpointer(finished) as saved:
@@ -148,7 +149,8 @@ def anchor(task: Task, row: str, seed: int) -> tuple[types.Variables, dict[str, 
            'settings': json.loads(json.dumps(settings)), 'seed': seed, 'devices': task.mesh.size,
            'version': unlearn_jax.__version__, 'augment': config['data']['augment'],
            **{key: config[key] for key in ('model', 'model_args', 'batch_size')}}
-  directory = os.path.join(cache_dir(task.config), 'models', f'{row}-{workdir_lib.fingerprint(facts)}')
+  directory = os.path.join(cache_dir(task.config), 'models',
+                           f'{row}-{workdir_lib.fingerprint(facts)}')
   fresh = task.model.init(jax.random.key(seed), task.example)
   variables, facts = train_row(task, row, seed, settings, fresh, directory)
   return variables, facts, directory

@@ -57,7 +57,8 @@ def nomus(measured: Measured, retrained: Measured | None) -> float:
   return classification.nomus(measured['accuracy/validation'], measured['forgetting_score'])
 
 
-OBJECTIVES = {'nomus': Objective(nomus, max, False), 'retrain_gap': Objective(retrain_gap, min, True)}
+OBJECTIVES = {'nomus': Objective(nomus, max, False),
+              'retrain_gap': Objective(retrain_gap, min, True)}
 
 
 def candidates(config: config_dict.ConfigDict, row: str) -> list[dict[str, Any]]:
@@ -136,8 +137,9 @@ def tune(task: task_lib.Task) -> dict[str, Any] | None:
       task.splits, task.source, seed=config.split.get('seed', 0), share=config.tune.share))
   retraining = float(np.mean([task_lib.anchor(task, 'retrain', seed)[1]['seconds']
                               for seed in config.tune.seeds]))
-  references = {seed: measure(small, task_lib.anchor(small, 'retrain', seed)[0]) if objective.retrains
-                else None for seed in config.tune.seeds}
+  references = {
+      seed: measure(small, task_lib.anchor(small, 'retrain', seed)[0]) if objective.retrains else None
+      for seed in config.tune.seeds}
   starts = {seed: task_lib.anchor(small if objective.retrains else task, 'original', seed)[0]
             for seed in config.tune.seeds}
   trials, chosen = {}, {}
@@ -160,7 +162,8 @@ def tune(task: task_lib.Task) -> dict[str, Any] | None:
   return found
 
 
-def _search(small: task_lib.Task, row: str, starts, references, retraining: float) -> list[dict[str, Any]]:
+def _search(small: task_lib.Task, row: str, starts, references, retraining: float
+            ) -> list[dict[str, Any]]:
   """The trials of a row, until its grid or its budget is spent."""
   settings = small.config.tune
   found, spent = [], 0.0

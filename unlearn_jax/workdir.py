@@ -10,7 +10,7 @@ from typing import Any
 import jax
 
 OURS = ('config.json', 'splits.json', 'tune.json', 'tuned.py', 'results.json', 'report.md',
-        'report.html', 'rows', 'trials', 'cases')
+        'report.html', 'audit.json', 'audit.md', 'rows', 'trials', 'cases', 'audit')
 
 
 def write_json(path: str, data: Any) -> None:
@@ -45,8 +45,8 @@ def check(workdir: str, config: Mapping[str, Any], *, resume: bool, overwrite: b
   names = os.listdir(workdir) if os.path.isdir(workdir) else []
   if 'config.json' not in names:
     if foreign := sorted(set(names) - set(OURS)):
-      raise ValueError(f'{workdir} holds files that no experiment wrote ({", ".join(foreign[:5])}); '
-                       'choose an empty --workdir')
+      raise ValueError(f'{workdir} holds files that no experiment wrote '
+                       f'({", ".join(foreign[:5])}); choose an empty --workdir')
   elif not resume and not overwrite:
     raise ValueError(f'{workdir} holds results already; pass --resume to continue them, '
                      '--overwrite to delete them, or choose another --workdir')

@@ -44,11 +44,11 @@ TUNE = {
 
 # What tuning chose in this experiment; the experiments beside it start from here.
 CHOSEN = {
-    'finetune': {'learning_rate': 0.1},
-    'neg_grad': {'learning_rate': 0.05},
-    'neg_grad_plus': {'learning_rate': 0.05},
-    'scrub': {'learning_rate': 0.0003},
-    'dlfd': {'learning_rate': 0.03},
+    'finetune': {'learning_rate': 0.1, 'weight_decay': 0.0005},
+    'neg_grad': {'learning_rate': 0.03, 'momentum': 0.9},
+    'neg_grad_plus': {'learning_rate': 0.1, 'alpha': 0.9},
+    'scrub': {'learning_rate': 0.003, 'alpha': 0.1},
+    'dlfd': {'learning_rate': 0.03, 'step_size': 0.005},
 }
 
 

@@ -1,0 +1,55 @@
+"""Every committed config: builds, says how to run it, and its smoke mode runs end to end."""
+
+import importlib
+import json
+import pathlib
+import tempfile
+
+from absl.testing import absltest
+from absl.testing import parameterized
+import pytest
+
+from experiments import make_results
+from experiments.configs import dlfd_omniglot
+from unlearn_jax import config as config_lib
+from unlearn_jax import experiment
+
+EXPERIMENTS = pathlib.Path(__file__).resolve().parents[1] / 'experiments'
+NAMES = sorted(path.stem for path in (EXPERIMENTS / 'configs').glob('[a-z]*.py'))
+CACHE = tempfile.mkdtemp()
+
+
+def load(name):
+  return importlib.import_module(f'experiments.configs.{name}')
+
+
+class ConfigsTest(parameterized.TestCase):
+
+  @parameterized.parameters(*NAMES)
+  def test_builds_and_documents_itself(self, name):
+    module = load(name)
+    for heading in ('Command:', 'Hardware:', f'--config=experiments/configs/{name}.py', ':smoke'):
+      self.assertIn(heading, module.__doc__)
+    for mode in ('', 'smoke'):
+      config = module.get_config(mode)
+      config_lib.check(config)
+      self.assertEqual(config.name, name)
+    self.assertIn(name, make_results.CONFIGS)
+
+  @parameterized.parameters(*NAMES)
+  @pytest.mark.slow
+  def test_smoke(self, name):
+    config = load(name).get_config('smoke')
+    config.cache_dir = CACHE
+    workdir = pathlib.Path(tempfile.mkdtemp())
+    experiment.run(config, str(workdir))
+    self.assertGreater((workdir / 'report.html').stat().st_size, 10_000)
+
+  def test_what_others_start_from_is_what_tuning_chose(self):
+    with open(EXPERIMENTS / 'results' / 'dlfd_omniglot.json') as file:
+      chosen = json.load(file)['tune']['chosen']
+    self.assertEqual(dlfd_omniglot.CHOSEN, chosen)
+
+
+if __name__ == '__main__':
+  absltest.main()

@@ -1,0 +1,314 @@
+"""Conformance of a method: known answers on the toy, and defects seen in published tools."""
+
+from collections.abc import Callable, Iterator, Mapping
+import functools
+import inspect
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from unlearn_jax import types
+from unlearn_jax.evals import run as evals_run
+from unlearn_jax.losses import classification
+from unlearn_jax.models import surgery
+from unlearn_jax.testing import checks as checks_lib
+from unlearn_jax.testing import toy
+
+RETAIN_DROP = 0.1  # largest fall of the retain accuracy; ours
+SMALL = 5  # a forget set smaller than a batch
+SHORT = 2  # steps of a phase in the runs that only look for what goes wrong at once
+
+
+def conformance(method_factory: Callable[..., types.Method], *,
+                settings: Mapping[str, Any] | None = None, oracle: bool = False,
+                expects: Mapping[str, str] | None = None) -> list[checks_lib.Failed]:
+  """Runs a method on the toy with a known answer (`toy`) and returns what is wrong with it.
+
+  | check | what must hold |
+  |---|---|
+  | `finite` | the run ends; every metric of a step and every exported number is finite |
+  | `student moves` | at least one exported parameter differs from the original's |
+  | `teacher stays` | `frozen` is bitwise unchanged, `frozen['teacher']` is the original, and so is every other copy of it in `state.params`, before and after; the variables given stay alive and unchanged |
+  | `forget accuracy` | it ends nearer to the retrained models' mean than the original's is |
+  | `retain accuracy` | it falls by at most 0.1 |
+  | `forget data` | other forgotten records give another model |
+  | `one record` | a forget set of one record works |
+  | `small batches` | forget batches smaller than retain batches work, a ragged last one included |
+  | `small set` | a forget set smaller than a batch works |
+  | `padding` | what stands in rows of mask 0 changes nothing |
+  | `retained records` | with nothing to forget (mask 0) no step moves uphill on the retained loss |
+  | `fresh start` | with `oracle` only: the first state depends on the key, not on the original's variables, in any leaf of an MLP and of a network of nested modules |
+
+  `retained records` compares each step, from a disturbed original, with the same step on no data at
+  all: with d the difference of both updates and g the gradient of the retained batch's cross
+  entropy, `<g, d> <= 1e-3 |g| |d|`.
+
+  Everything runs through `train.loop.run` on streams of `data.streams`, except the single steps of
+  `retained records` and the initialisations of `fresh start`. Source: EVALUATION rules and the
+  defects of published tools; the thresholds are ours.
+
+  Args:
+    method_factory: `(model, *, example, retain_steps, forget_steps, **settings) -> Method`, as
+      `methods.get(name)`; context that its signature does not name is left out.
+    settings: its keyword arguments; choose short runs that forget.
+    oracle: whether it claims to be a retraining from scratch.
+    expects: check -> why it is not expected to pass; such checks are not run.
+
+  Returns:
+    The failed checks, each with a reason; an exception is the reason of the check that met it.
+
+  Raises:
+    ValueError: `expects` names no check.
+  """
+  suite = _Suite(method_factory, dict(settings or {}))
+  checks = {
+      'finite': suite.finite, 'student moves': suite.student_moves,
+      'teacher stays': suite.teacher_stays, 'forget accuracy': suite.forget_accuracy,
+      'retain accuracy': suite.retain_accuracy, 'forget data': suite.forget_data,
+      'one record': functools.partial(suite.works, forget=1, forget_batch_size=1),
+      'small batches': functools.partial(suite.works, forget_batch_size=7),
+      'small set': lambda: _not_finite(suite.unaltered),
+      'padding': suite.padding, 'retained records': suite.retained_records}
+  if oracle:
+    checks['fresh start'] = suite.fresh_start
+  return checks_lib.failures(checks, expects or {})
+
+
+class _Run(NamedTuple):
+  """What a whole run leaves behind."""
+
+  variables: types.Variables  # exported
+  params: types.PyTree  # of the last state
+  source: types.Variables  # what init was given
+  frozen: types.PyTree
+  frozen_before: types.PyTree
+  params_before: types.PyTree
+
+
+class _Suite:
+  """The checks of one factory; they share the long run."""
+
+  def __init__(self, factory, settings):
+    self.factory, self.settings = factory, settings
+
+  def build(self, model=None, **sizes) -> types.Method:
+    parameters = inspect.signature(self.factory).parameters
+    given = toy.context(**sizes)
+    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
+      accepted = given
+    else:
+      accepted = {name: value for name, value in given.items() if name in parameters}
+    return self.factory(toy.task().model if model is None else model, **accepted, **self.settings)
+
+  @functools.cached_property
+  def long(self) -> _Run:
+    """The whole method, from a copy of the original."""
+    source = jax.tree.map(jnp.copy, toy.original())
+    method, seen = self.build(), []
+
+    def init(key, variables):
+      state, frozen = method.init(key, variables)
+      seen.append((frozen, _host(frozen), _host(state.params)))
+      return state, frozen
+
+    result = toy.run(method._replace(init=init), source)
+    return _Run(result.variables, result.state.params, source, *seen[0])
+
+  @functools.cached_property
+  def probe(self):
+    """(method, compiled step functions) for a forget set of 5 in batches of 20."""
+    method = self.build(forget=SMALL)
+    return method, {phase.step: jax.jit(phase.step) for phase in method.phases}
+
+  def walk(self, alter=lambda role, fields: fields) -> types.Variables:
+    """A few steps of every phase on altered batches."""
+    (method, steps), fed = self.probe, toy.feed(forget=SMALL)
+    state, frozen = method.init(jax.random.key(0), toy.original())
+    for phase in method.phases:
+      state = state if phase.enter is None else phase.enter(state)
+      for index in range(min(phase.steps, SHORT)):
+        batch = {role: alter(role, fields) for role, fields in fed[phase.stream](index).items()}
+        state, metrics = steps[phase.step](state, frozen, batch)
+        for problem in _not_finite(metrics):
+          raise FloatingPointError(f'phase {phase.name!r}, step {index + 1}: {problem}')
+    return _host(method.export(state))
+
+  @functools.cached_property
+  def unaltered(self) -> types.Variables:
+    return self.walk()
+
+  def finite(self) -> Iterator[str]:
+    yield from _not_finite(self.long.variables)
+
+  def works(self, **sizes) -> Iterator[str]:
+    method = self.build(**sizes)
+    if {phase.stream for phase in method.phases} == {'retain'}:
+      return  # the very run of `finite`
+    method = method._replace(phases=tuple(
+        phase._replace(steps=min(phase.steps, SHORT)) for phase in method.phases))
+    result = toy.run(method, toy.original(), streams=toy.feed(**sizes),
+                     forget=sizes.get('forget', toy.SIZES['forget']))
+    yield from _not_finite(result.variables)
+
+  def student_moves(self) -> Iterator[str]:
+    before, after = _flat(toy.original()['params']), _flat(self.long.variables['params'])
+    if before.keys() != after.keys():
+      yield f'exported {sorted(after)}, the model has {sorted(before)}'
+    elif all(np.array_equal(before[name], after[name]) for name in before):
+      yield 'every exported parameter equals the original'
+
+  def teacher_stays(self) -> Iterator[str]:
+    original = toy.original()
+    for what, before, after in (('frozen', self.long.frozen_before, self.long.frozen),
+                                ('the variables given to init', original, self.long.source)):
+      yield from (f'{what}: {name} has changed' for name in _changed(before, after))
+    if isinstance(self.long.frozen, Mapping) and 'teacher' in self.long.frozen:
+      yield from (f"frozen['teacher']: {name} is not the original's"
+                  for name in _changed(original, self.long.frozen['teacher']))
+    # A copy of the original among the parameters is a teacher too, unless it is the student.
+    for key, tree in self.long.params_before.items():
+      for copy in (original, original['params']):
+        if (key != 'model' and _flat(tree).keys() == _flat(copy).keys()
+            and not any(_changed(copy, tree))):
+          yield from (f"params[{key!r}] was a copy of the original, {name} has been trained"
+                      for name in _changed(tree, self.long.params[key]))
+
+  def forget_accuracy(self) -> Iterator[str]:
+    goal = np.mean([_accuracy(variables, 'forget') for variables in toy.retrained()])
+    start = _accuracy(toy.original(), 'forget')
+    found = _accuracy(self.long.variables, 'forget')
+    if not abs(found - goal) < abs(start - goal):
+      yield (f'{found:.3f} is no nearer to the {goal:.3f} of retrained models than the {start:.3f} '
+             'of the original')
+
+  def retain_accuracy(self) -> Iterator[str]:
+    start = _accuracy(toy.original(), 'retain')
+    found = _accuracy(self.long.variables, 'retain')
+    if not found >= start - RETAIN_DROP:
+      yield f'{found:.3f}, the original has {start:.3f}: it may fall by {RETAIN_DROP}'
+
+  def forget_data(self) -> Iterator[str]:
+    def other(role, fields):
+      return _other_records(fields, fields['mask'] > 0) if role == 'forget' else fields
+
+    if not any(_changed(self.unaltered, self.walk(other))):
+      yield 'forgetting other records gives the same model: it does not look at them'
+
+  def padding(self) -> Iterator[str]:
+    def other(role, fields):
+      del role
+      return _other_records(fields, fields['mask'] == 0)
+
+    for name, difference in _differences(self.unaltered, self.walk(other)):
+      if not difference <= 1e-5:
+        yield f'{name} differs by {difference:.1g} when only rows of mask 0 do'
+
+  def retained_records(self) -> Iterator[str]:
+    (method, steps), fed = self.probe, toy.feed(forget=SMALL)
+    state, frozen = method.init(jax.random.key(0), toy.original())
+    seen = set()
+    for phase in method.phases:
+      state = state if phase.enter is None else phase.enter(state)
+      if phase.step in seen:
+        continue
+      seen.add(phase.step)
+      # Away from the original, where its loss and SCRUB's divergence have no gradient.
+      disturbed = state.replace(params={**state.params, 'model': _disturbed(state.params['model'])})
+      batch = fed[phase.stream](0)
+      nothing = {role: {**f, 'mask': np.zeros_like(f['mask'])} for role, f in batch.items()}
+      only_retain = {role: nothing[role] if role == 'forget' else f for role, f in batch.items()}
+      with_data, without = (_host(steps[phase.step](disturbed, frozen, batch)[0].params['model'])
+                            for batch in (only_retain, nothing))
+      update = jax.tree.map(np.subtract, with_data, without)
+      yield from (f'phase {phase.name!r}, forget batch of mask 0: {reason}'
+                  for reason in _not_finite(update))
+      kept = fed['retain'](0)['retain'] if 'retain' not in batch else batch['retain']
+      gradient = _retain_gradient(disturbed.params['model'], state.collections, kept)
+      slope = sum(float(np.vdot(g, d)) for g, d in zip(jax.tree.leaves(gradient),
+                                                       jax.tree.leaves(update)))
+      size = _norm(gradient) * _norm(update)
+      if slope > 1e-3 * size:
+        yield (f'phase {phase.name!r} climbs the loss of retained records although nothing is to '
+               f'be forgotten (cosine {slope / size:.2f})')
+
+  def fresh_start(self) -> Iterator[str]:
+    for name, model in (('mlp', toy.task().model), ('nested network', toy.nested())):
+      method = self.build(model=model)
+      # No leaf of the second source equals the first one's, biases included.
+      sources = [model.init(jax.random.key(1), toy.task().example)]
+      sources.append(jax.tree.map(lambda leaf: leaf + 0.5, _host(sources[0])))
+      first, second = (method.init(jax.random.key(0), source)[0].params for source in sources)
+      for leaf in _changed(first, second):
+        yield f'{name}: {leaf} depends on the variables given, a retraining starts without them'
+      other = method.init(jax.random.key(3), sources[0])[0].params
+      if not list(_changed(first, other)):
+        yield f'{name}: two keys give the same initialisation'
+
+
+def _host(tree):
+  return jax.tree.map(np.array, tree)
+
+
+def _flat(tree) -> dict[str, np.ndarray]:
+  return dict(zip(surgery.paths(tree), map(np.asarray, jax.tree.leaves(tree))))
+
+
+def _differences(before, after) -> Iterator[tuple[str, float]]:
+  """(path, largest difference) of two trees of one structure."""
+  before, after = _flat(before), _flat(after)
+  if before.keys() != after.keys():
+    raise ValueError(f'trees differ: {sorted(before.keys() ^ after.keys())} are in one only')
+  for name, leaf in before.items():
+    if leaf.dtype.kind in 'fiub':
+      yield name, float(np.max(np.abs(leaf.astype(np.float64) - after[name]), initial=0.0))
+
+
+def _changed(before, after) -> Iterator[str]:
+  for name, difference in _differences(before, after):
+    if difference != 0:  # NaN is a change
+      yield name
+
+
+def _not_finite(tree) -> Iterator[str]:
+  for name, leaf in _flat(tree).items():
+    if bad := int((~np.isfinite(leaf)).sum()):
+      yield f'{bad} of {leaf.size} values of {name} are NaN or infinite'
+
+
+def _accuracy(variables: types.Variables, split: str) -> float:
+  fields = toy.fields(split)
+  logits = evals_run.predict(toy.task().model.apply, variables, fields, names=('logits',))['logits']
+  return float(np.mean(classification.accuracy(logits, fields['label'])))
+
+
+def _other_records(fields, rows) -> dict[str, np.ndarray]:
+  """The batch with other pictures and labels where `rows` is true."""
+  changed = dict(fields)
+  for name in ('image', 'label'):
+    pool = toy.fields('unseen')[name][:len(rows)]
+    where = rows.reshape((-1,) + (1,) * (pool.ndim - 1))
+    changed[name] = np.where(where, pool, fields[name]).astype(fields[name].dtype)
+  return changed
+
+
+def _disturbed(params):
+  rng = np.random.default_rng(0)
+  return jax.tree.map(
+      lambda leaf: leaf + (0.5 * leaf.std() * rng.normal(size=leaf.shape)).astype(leaf.dtype),
+      _host(params))
+
+
+@jax.jit
+def _retain_gradient(params, collections, inputs):
+  """Gradient of the records' cross entropy."""
+  def loss(params):
+    outputs, _ = toy.task().model.apply({'params': params, **collections}, inputs, train=False)
+    return classification.cross_entropy(outputs['logits'], inputs['label'], where=inputs['mask'])
+
+  return jax.grad(loss)(params)
+
+
+def _norm(tree) -> float:
+  return float(np.sqrt(sum(np.vdot(leaf, leaf) for leaf in map(np.asarray, jax.tree.leaves(tree)))))
