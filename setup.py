@@ -31,8 +31,10 @@ CORE = [
     'ott-jax>=0.6,<0.7',
     'pillow>=10',
     'scikit-learn>=1.5',
+    'scipy>=1.13',
     'tensorboard>=2.17',
     'tensorflow-datasets>=4.9.10',
+    'threadpoolctl>=3.5',
     'tqdm>=4.66',
 ]
 
@@ -42,7 +44,7 @@ EXTRAS = {
     'convert': ['safetensors>=0.5'],
     'federated': [],  # nothing beyond the core: a federated round is one jitted step
     'parity': ['torch==2.13.0'],  # golden values were made with this release
-    'test': ['pytest>=8', 'pytest-xdist>=3.5'],
+    'test': ['jax_privacy>=2.0', 'pytest>=8', 'pytest-xdist>=3.5'],
 }
 EXTRAS['all'] = sorted(set().union(*EXTRAS.values()))
 
@@ -59,7 +61,7 @@ setuptools.setup(
     packages=setuptools.find_namespace_packages(
         include=['unlearn_jax', 'unlearn_jax.*', 'experiments', 'experiments.*'],
         exclude=['*.__pycache__', '*.__pycache__.*']),
-    package_data={'unlearn_jax': ['py.typed']},
+    package_data={'unlearn_jax': ['py.typed', 'audit/*.json']},
     install_requires=CORE,
     extras_require=EXTRAS,
     entry_points={'console_scripts': ['unlearn-jax = unlearn_jax.cli:console']},

@@ -41,9 +41,9 @@ def judged(out, subject, reference):
 
 @functools.cache
 def measured():
-  """Name -> (gaps of originals, gaps of other retrained models, floors), each over four draws."""
+  """Name -> (gaps of originals, gaps of other retrained models, floors), each over three draws."""
   found = {}
-  for seed in range(4):
+  for seed in range(3):
     out = outputs_of(toy.make(seed, retrained=8, originals=3))
     parts = [judged(out, subject, out.retrained[:5]) for subject in
              (out.unlearned, out.retrained[5:])]

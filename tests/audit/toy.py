@@ -94,7 +94,7 @@ def make(seed: int = 0, *, retrained: int = 6, originals: int = 1, forgotten: fl
   points, labels = (np.concatenate([data[split][name] for split in ('retain', 'forget')])
                     for name in ('point', 'label'))
   without = np.concatenate([np.ones(240), np.zeros(60)])
-  partly = np.concatenate([np.ones(240), np.arange(60) >= 60 * forgotten])
+  partly = np.concatenate([np.ones(240), np.arange(60) * 7 % 60 >= 60 * forgotten])
   weights = np.stack([without] * retrained + [np.ones(300)] * originals + [partly] * originals)
   stacked = jax.device_get(train(jax.random.split(jax.random.key(seed), len(weights)), points,
                                  labels, weights.astype(np.float32)))
