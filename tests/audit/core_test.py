@@ -149,7 +149,8 @@ class AuditTest(absltest.TestCase):
         ({'data': {k: task.data[k] for k in ('forget', 'unseen')}}, 'retain or test'),
         ({'data': task.data | {'train': task.data['test']}}, 'unknown splits'),
         ({'statistics': ('accuracy',)}, 'unknown statistics'),
-        ({'unlearned': jax.tree.map(lambda x: x * np.nan, task.original)}, 'unlearned/0 .*diverged')):
+        ({'unlearned': jax.tree.map(lambda x: x * np.nan, task.original)},
+         'unlearned/0 .*diverged')):
       with self.assertRaisesRegex(ValueError, message):
         run(**changes)
 

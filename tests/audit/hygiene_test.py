@@ -27,11 +27,14 @@ def pictures(rng, size, pixels=20):
 class DifferenceHashTest(absltest.TestCase):
 
   def test_by_hand(self):
-    ramp = np.tile(np.arange(9.0), (9, 1))[None, :, :, None]
-    np.testing.assert_array_equal(hygiene.difference_hash(ramp), np.full((1, 8), 255))
-    np.testing.assert_array_equal(hygiene.difference_hash(-ramp), np.zeros((1, 8)))
-    np.testing.assert_array_equal(hygiene.difference_hash(np.ones((1, 30, 12, 3))),
-                                  np.zeros((1, 8)))
+    ramp = np.tile(np.arange(13.0), (13, 1))[None, :, :, None]  # brighter to the right
+    sides = {'right': ramp, 'left': -ramp, 'down': ramp.swapaxes(1, 2)}
+    ones = {name: np.unpackbits(hygiene.difference_hash(image)).reshape(2, 144).mean(axis=1)
+            for name, image in sides.items()}
+    np.testing.assert_array_equal(ones['right'], [1, 0])
+    np.testing.assert_array_equal(ones['left'], [0, 0])
+    np.testing.assert_array_equal(ones['down'], [0, 1])
+    self.assertFalse(hygiene.difference_hash(np.ones((1, 30, 14, 3))).any())
 
   def test_brightness_contrast_and_size_do_not_matter_and_content_does(self):
     rng = np.random.default_rng(0)
@@ -49,7 +52,7 @@ class DifferenceHashTest(absltest.TestCase):
     np.testing.assert_array_equal(hygiene.hamming(a, b), [[8, 2]])
 
   def test_refuses_what_is_no_picture(self):
-    for shape in ((3, 20), (3, 8, 8, 1)):
+    for shape in ((3, 20), (3, 12, 12, 1)):
       with self.assertRaisesRegex(ValueError, 'needs pictures'):
         hygiene.difference_hash(np.zeros(shape))
 

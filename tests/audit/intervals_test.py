@@ -46,13 +46,20 @@ class CoverageTest(absltest.TestCase):
     self.assertLess(coverage(300, scaled(0.6)), 0.87)
     self.assertEqual(coverage(300, scaled(3.0)), 1.0)
 
-  def test_percentile_interval_of_a_mean_in_2000_simulations(self):
+  def test_interval_of_a_mean_in_2000_simulations(self):
     rng = np.random.default_rng(0)
-    values = rng.normal(size=(2000, 60))
-    counts = intervals.resample(rng, 60, 400)
-    replicates = intervals.mean(values, counts)  # [401, 2000]
-    low, high = np.quantile(replicates[1:], [0.025, 0.975], axis=0)
-    self.assertBetween(np.mean((low <= 0) & (0 <= high)), 0.93, 0.97)
+    hits = 0
+    for _ in range(2000):
+      values = rng.exponential(size=60)
+      replicates = intervals.mean(values, intervals.resample(rng, 60, 400))
+      moved = intervals.small_sample(60) * (replicates[1:] - replicates[0])
+      low, high = intervals.percentile(replicates[0] + moved)
+      hits += low <= 1 <= high
+    self.assertBetween(hits / 2000, 0.93, 0.97)
+
+  def test_few_are_widened_by_students_t(self):
+    self.assertAlmostEqual(intervals.small_sample(5), 1.25**0.5 * 2.776 / 1.96, places=3)
+    self.assertAlmostEqual(intervals.small_sample(10**6), 1, places=5)
 
   def test_records_below_the_minimum_are_covered_too_rarely(self):
     # The reason why few records are never judged, see verdict.MIN_RECORDS.

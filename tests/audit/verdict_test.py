@@ -51,7 +51,7 @@ class GapTest(parameterized.TestCase):
     hits = 0
     for _ in range(600):
       values = simulate(rng, retrained=retrained, model_noise=noise[0], record_noise=noise[1])
-      low, high = verdict.measure_gap(values, seed=int(rng.integers(1 << 30))).interval
+      low, high = verdict.measure_gap(values, records=60, seed=int(rng.integers(1 << 30))).interval
       hits += low <= 0.3 <= high
     self.assertBetween(hits / 600, 0.93 - 0.02, 0.97 + 0.02)  # 600 know it to within 0.02
 
@@ -61,7 +61,7 @@ class GapTest(parameterized.TestCase):
     hits = 0
     for _ in range(2000):
       values = simulate(rng, retrained=5, model_noise=0.05, record_noise=0.7)
-      low, high = verdict.measure_gap(values, seed=int(rng.integers(1 << 30))).interval
+      low, high = verdict.measure_gap(values, records=60, seed=int(rng.integers(1 << 30))).interval
       hits += low <= 0.3 <= high
     self.assertBetween(hits / 2000, 0.93, 0.97)
 
@@ -69,7 +69,7 @@ class GapTest(parameterized.TestCase):
     rng = np.random.default_rng(0)
     values = simulate(rng, retrained=5, model_noise=0.01, record_noise=0.1)
     several = np.concatenate([values.subject + shift for shift in (-0.2, 0.0, 0.2)], axis=1)
-    one, three = (verdict.measure_gap(values._replace(subject=subject))
+    one, three = (verdict.measure_gap(values._replace(subject=subject), records=60)
                   for subject in (values.subject, several))
     self.assertAlmostEqual(one.value, three.value)
     self.assertGreater(np.ptp(three.interval), 2 * np.ptp(one.interval))
@@ -77,7 +77,8 @@ class GapTest(parameterized.TestCase):
   def test_two_sided(self):
     values = simulate(np.random.default_rng(0), retrained=5, model_noise=0.01, record_noise=0.1)
     for sign in (1, -1):
-      gap = verdict.measure_gap(outputs.Values(sign * values.subject, sign * values.reference))
+      gap = verdict.measure_gap(outputs.Values(sign * values.subject, sign * values.reference),
+                                records=60)
       self.assertEqual(verdict.decide(gap, 0.05, records=60, retrained=5)[0], FAIL)
 
 

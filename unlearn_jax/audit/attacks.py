@@ -17,7 +17,7 @@ class Convention(NamedTuple):
   Attributes:
     splits: that it needs.
     source: paper or release.
-    ideal: `'half'` (no signal), `'retrained'` (whatever a retrained model has) or `'zero'`.
+    ideal: a key of `IDEALS`.
     meaning: in plain words.
   """
 
@@ -27,6 +27,8 @@ class Convention(NamedTuple):
   meaning: str
 
 
+IDEALS = {'half': 'that of an attack without any signal', 'retrained': 'that of retrained models',
+          'zero': '0, or what retrained models have among themselves'}
 CONVENTIONS = {
     'benchmark': Convention(
         ('forget', 'unseen'), 'MUFAC/MUCAC benchmark, cal_mia (Choi and Na, 2023)', 'half',
@@ -82,15 +84,18 @@ def membership(logits: Mapping[str, np.ndarray], labels: Mapping[str, np.ndarray
                ) -> Membership:
   """A membership-inference number without shadow models, from one pass of logits.
 
-  | convention | attack | value | ideal |
-  |---|---|---|---|
-  | `benchmark` | logistic regression on the loss, forget (shuffled, truncated) against unseen, 10 stratified 90/10 splits | accuracy | its no-signal value |
-  | `dlfd` | the same without truncation | accuracy | its no-signal value, max(n, m) / (n + m) |
-  | `ssd` | balanced logistic regression on the entropy, retain against test | share of forget called member | the retrained model's |
-  | `salun` | `SVC(C=3, gamma='auto')` on the confidence, as many retain as test records | share of forget called non-member | the retrained model's |
-  | `ccu_admin` | balanced logistic regression on p_y and the three largest probabilities, retain against test | share of forget called member | the retrained model's |
-  | `auc` | threshold on the loss, forget against unseen | area under the ROC curve | 0.5 |
-  | `privacy_loss` | none | mean over forget of abs(ln p_y - ln p'_y), p' retrained | 0; the floor between retrained models is what can be reached |
+  - `benchmark`: accuracy of a logistic regression on the loss, forget (shuffled and truncated)
+    against unseen, 10 stratified 90/10 splits. Ideal: its no-signal value, 0.5 if balanced.
+  - `dlfd`: the same without truncation. Ideal: its no-signal value, max(n, m) / (n + m).
+  - `ssd`: share of forget called member by a balanced logistic regression on the entropy, trained
+    on retain (1) against test (0). Ideal: the retrained model's.
+  - `salun`: share of forget called non-member by `SVC(C=3, gamma='auto')` on the confidence,
+    trained on as many retain as test records. Ideal: the retrained model's.
+  - `ccu_admin`: share of forget called member by a balanced logistic regression on p_y and the
+    three largest probabilities, retain against test. Lower is better; ideal: the retrained model's.
+  - `auc`: area under the ROC curve of the loss, forget against unseen. Ideal: 0.5.
+  - `privacy_loss`: mean over forget of abs(ln p_y - ln p'_y), p' of the retrained model. Ideal: 0;
+    what can be reached is the floor between retrained models.
 
   CCU's paper fixes neither features nor classifier of its administrator's attack; and no paper that
   we implement defines a privacy loss against the retrained model: these two are plain definitions
@@ -170,11 +175,13 @@ def privacy_loss(model: Mapping[str, np.ndarray], other: Mapping[str, np.ndarray
 
 def _taken_for_members(classifier, features: Callable, scores, keep=None) -> np.ndarray:
   """Fits retain (1) against test (0) and returns its answers on forget, [N] of 0 and 1."""
+  import threadpoolctl
   retain, test, forget = (features(scores[name]) for name in ('retain', 'test', 'forget'))
   if keep is not None:
     retain = retain[keep(len(retain), len(test))]
   known = np.repeat([1, 0], [len(retain), len(test)])
-  return classifier.fit(np.concatenate([retain, test]), known).predict(forget).astype(float)
+  with threadpoolctl.threadpool_limits(1):  # small fits; more threads only wait for one another
+    return classifier.fit(np.concatenate([retain, test]), known).predict(forget).astype(float)
 
 
 def _ssd(scores, seed):
@@ -189,8 +196,8 @@ def _salun(scores, seed):
 
   def keep(n_retain, n_test):
     return np.random.default_rng(seed).permutation(n_retain)[:n_test]
-  return 1 - _taken_for_members(svm.SVC(C=3, gamma='auto'), lambda part: part['confidence'][:, None],
-                                scores, keep)
+  return 1 - _taken_for_members(svm.SVC(C=3, gamma='auto'),
+                                lambda part: part['confidence'][:, None], scores, keep)
 
 
 def _ccu_admin(scores, seed):
@@ -221,6 +228,7 @@ def cross_validated(forget: np.ndarray, unseen: np.ndarray, forget_counts: np.nd
   """
   from sklearn import linear_model
   from sklearn import model_selection
+  import threadpoolctl
   chosen, unseen = privacy.attacked_losses(np.arange(len(forget)), unseen, convention=convention,
                                            seed=seed)
   chosen = chosen.astype(int)
@@ -229,11 +237,12 @@ def cross_validated(forget: np.ndarray, unseen: np.ndarray, forget_counts: np.nd
   counts = np.concatenate([unseen_counts, forget_counts[:, chosen]], axis=1)
   splits = model_selection.StratifiedShuffleSplit(n_splits=10, random_state=0)
   right, total = [], []
-  for train, test in splits.split(features, labels):
-    fitted = linear_model.LogisticRegression().fit(features[train], labels[train])
-    hits = fitted.predict(features[test]) == labels[test]
-    right.append(counts[:, test] @ hits)
-    total.append(counts[:, test].sum(axis=1))
+  with threadpoolctl.threadpool_limits(1):  # small fits; more threads only wait for one another
+    for train, test in splits.split(features, labels):
+      fitted = linear_model.LogisticRegression().fit(features[train], labels[train])
+      hits = fitted.predict(features[test]) == labels[test]
+      right.append(counts[:, test] @ hits)
+      total.append(counts[:, test].sum(axis=1))
   right, total = np.stack(right), np.stack(total)  # [10, R]
   tested = total > 0  # a resample may leave a small test split empty
   return (np.where(tested, right / np.maximum(total, 1), 0).sum(axis=0)

@@ -179,7 +179,7 @@ def judge(out: outputs_lib.Outputs, chosen: Mapping[str, statistics_lib.Measure]
     if floor is None:
       alone = {name: (values[name].reference, measure.pairwise)}
       floor = verdict_lib.floors(alone)[name]
-    gap = verdict_lib.measure_gap(values[name], seed=seed)
+    gap = verdict_lib.measure_gap(values[name], records=measure.records, seed=seed)
     verdict, needed, models = verdict_lib.decide(
         gap, floor, records=measure.records, retrained=len(reference))
     found[name] = Statistic(
@@ -258,8 +258,8 @@ def _notes(out, found, original_verdict) -> list[str]:
   small = [f'{out.size(split)} {split}' for split in out.data
            if out.size(split) < verdict_lib.MIN_RECORDS]
   if small:
-    notes.append(f'Too few records for intervals ({", ".join(small)}; {verdict_lib.MIN_RECORDS} are '
-                 'needed): what rests on them is inconclusive.')
+    notes.append(f'Too few records for intervals ({", ".join(small)}; {verdict_lib.MIN_RECORDS} '
+                 'are needed): what rests on them is inconclusive.')
   missing = sum(part.verdict.startswith('n/a') for part in found.values())
   if missing:
     notes.append(f'{missing} of {len(found)} measurements could not be made; each says why.')

@@ -29,9 +29,9 @@ SOURCES = {
                       'are centred first, as a softmax ignores their mean',
     'activation_distance[softmax]': 'Golatkar et al. (2021): L2 distance of the final activations',
     'activation_distance[features]':
-        'relative representation (after Moschella et al., 2023): root mean square difference of the '
-        'cosines to the means of all classes (of retained records, else of test records); unchanged '
-        'by rotating or scaling the features of a model',
+        'relative representation (after Moschella et al., 2023): root mean square difference of '
+        'the cosines to the means of all classes (of retained records, else of test records); '
+        'unchanged by rotating or scaling the features of a model',
     'klom': 'KLOM (Georgiev et al., 2024, Appendix E.1, and its release): per record KL divergence '
             'of histograms of margins over models, 20 bins, margins clipped to +-100, empty bins '
             'of the reference raised to 1e-5; mean over records',

@@ -118,6 +118,18 @@ def percentile(replicates: np.ndarray, *, level: float = LEVEL) -> tuple[float, 
   return float(low), float(high)
 
 
+def small_sample(size: int) -> float:
+  """What bootstrap deviations of a mean of few are multiplied by: sqrt(n / (n - 1)) t / z.
+
+  The bootstrap takes the variance with 1 / n and the normal quantile z for that of Student's t with
+  n - 1 degrees (Hesterberg, 2015, the expanded percentile interval).
+  """
+  if size < 2:
+    return 1.0
+  tail = (1 + LEVEL) / 2
+  return float((size / (size - 1))**0.5 * stats.t.ppf(tail, size - 1) / stats.norm.ppf(tail))
+
+
 def clopper_pearson(successes: int, trials: int, *, level: float = LEVEL) -> tuple[float, float]:
   """Exact interval of a share; it covers at least `level` (Clopper and Pearson, 1934).
 

@@ -27,10 +27,10 @@ def curve(forget, unseen) -> tuple[np.ndarray, np.ndarray]:
   return rates[0], rates[1]
 
 
-@figures._styled
+@figures.styled
 def roc_and_records(report):
   """The loss attack on every model, and the losses of every forgotten record; logarithmic axes."""
-  canvas, ((left, right),) = figures._figure(9.0, 4.0, 1, 2)
+  canvas, ((left, right),) = figures.new_figure(9.0, 4.0, 1, 2)
   _draw_roc(left, report)
   _draw_records(right, report)
   return canvas
@@ -75,13 +75,13 @@ def _draw_records(axis, report):
   axis.legend(loc='upper left')
 
 
-@figures._styled
+@figures.styled
 def gaps(report, labels):
   """Interval of the gap of every primary statistic, in units of its floor."""
   found = [(name, part) for name, part in report.statistics.items()
            if part.primary and part.interval is not None]
   colours = {'PASS': '#1b7f4b', 'FAIL': '#b3261e', 'INCONCLUSIVE': '#8a6100'}
-  canvas, ((axis,),) = figures._figure(9.0, 1.0 + 0.42 * len(found))
+  canvas, ((axis,),) = figures.new_figure(9.0, 1.0 + 0.42 * len(found))
   axis.axvspan(-1, 1, color='#111111', alpha=0.09, lw=0)
   axis.axvline(0, color='#111111', lw=1)
   for row, (_, part) in enumerate(found):

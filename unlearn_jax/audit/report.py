@@ -1,6 +1,6 @@
 """An `AuditReport` as JSON, and as a page for readers who are no engineers."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 import dataclasses
 import importlib.resources
 import json
@@ -10,45 +10,11 @@ from typing import Any
 from unlearn_jax.audit import plots
 from unlearn_jax.audit import statistics as statistics_lib
 from unlearn_jax.audit import verdict as verdict_lib
+from unlearn_jax.audit import wording
 from unlearn_jax.evals import render
 
 SCHEMA = 'report.schema.json'
 _ORACLE = 'Retrained'
-_BANNER = {
-    verdict_lib.PASS: ('pass', 'PASS', 'On the declared checks, the model behaves like one that '
-                       'never saw the deleted records.'),
-    verdict_lib.FAIL: ('fail', 'FAIL', 'The model still differs from one that never saw the '
-                       'deleted records, by more than chance explains.'),
-    verdict_lib.INCONCLUSIVE: ('open', 'INCONCLUSIVE', 'This audit cannot tell whether the model '
-                               'behaves like one that never saw the deleted records.'),
-}
-_ANSWERS = {
-    'forgotten': ('Yes: it does as well on them as models that never saw them.',
-                  'No: it treats them differently from models that never saw them.'),
-    'attack': ('No more than with models that never saw them.',
-               'Yes: deleted records can be told from records that were never used.'),
-    'useful': ('Yes: as good as models trained without the records.',
-               'No: it differs from models trained without the records.'),
-    'alike': ('Yes: it differs from them no more than they differ from one another.',
-              'No: it differs from them more than they differ from one another.'),
-}
-# Plain names of the checks that decide.
-LABELS = {
-    'accuracy/forget': 'Right answers on deleted records',
-    'loss_gap': 'Sureness: deleted against unseen records',
-    'membership[auc]': 'Attack: deleted against unseen records',
-    'accuracy/test': 'Right answers on new records',
-    'accuracy/retain': 'Right answers on the records that stayed',
-    'logit_distance/forget': 'Likeness of answers on deleted records',
-}
-_CSS = '''
-.banner { border-radius: 10px; padding: 1.2rem 1.5rem; margin: 1rem 0 1.4rem; color: #fff; }
-.banner b { display: block; font-size: 2.4rem; line-height: 1.15; letter-spacing: .02em; }
-.banner span { font-size: 1.1rem; }
-.pass { background: #1b7f4b; } .fail { background: #b3261e; } .open { background: #8a6100; }
-.tag { color: #fff; border-radius: 4px; padding: .1rem .45rem; white-space: nowrap;
-  font-size: .85em; }
-'''
 
 
 def schema() -> dict[str, Any]:
@@ -65,12 +31,13 @@ def write_json(report, path: str | os.PathLike) -> None:
 
 def write_html(report, path: str | os.PathLike) -> None:
   """Writes a report as one page that needs no other file."""
-  name, title, sentence = _BANNER.get(report.verdict, ('open', 'NO VERDICT', report.verdict))
+  name, title, sentence = wording.BANNER.get(report.verdict, ('open', 'NO VERDICT', report.verdict))
   page = render.to_html('Audit of a model that was asked to forget', sections(report))
   banner = f'<div class="banner {name}"><b>{title}</b><span>{sentence}</span></div>'
-  for verdict, (kind, *_) in _BANNER.items():
+  for verdict, (kind, *_) in wording.BANNER.items():
     page = page.replace(f'<b>{verdict}</b>', f'<b class="tag {kind}">{verdict}</b>')
-  page = page.replace('</style>', _CSS + '</style>', 1).replace('</h1>', '</h1>\n' + banner, 1)
+  page = page.replace('</style>', wording.CSS + '</style>', 1)
+  page = page.replace('</h1>', '</h1>\n' + banner, 1)
   _write(path, page)
 
 
@@ -131,7 +98,7 @@ def _questions(report):
   rows = []
   for key, question in statistics_lib.QUESTIONS.items():
     verdict = question_verdict(report, key)
-    words = dict(zip((verdict_lib.PASS, verdict_lib.FAIL), _ANSWERS[key])).get(
+    words = dict(zip((verdict_lib.PASS, verdict_lib.FAIL), wording.ANSWERS[key])).get(
         verdict, f'Cannot be told{_needed(report, key)}.')
     rows.append((question, verdict, words))
   return render.Table(('Question', 'Verdict', 'In words'), tuple(rows), text=True,
@@ -140,7 +107,8 @@ def _questions(report):
 
 def _needed(report, question):
   open_ones = [part for part in report.statistics.values()
-               if part.primary and part.question == question and part.needed]
+               if part.primary and part.question == question and part.needed
+               and part.verdict == verdict_lib.INCONCLUSIVE]
   if not open_ones:
     return ' by this audit'
   hardest = max(open_ones, key=lambda part: part.needed)
@@ -177,7 +145,7 @@ def _number(x, signed=False):
 
 def _row(name, part):
   if part.unlearned is None:
-    return (name, *['n/a'] * 6, part.verdict)
+    return (name, _number(part.original), *['n/a'] * 6)
   low, high = part.interval
   return (name, _number(part.original), _number(sum(part.retrained) / len(part.retrained)),
           _number(part.unlearned), _number(part.gap, True),
@@ -193,15 +161,16 @@ def _primary(report):
   yield ('These checks were chosen before looking at any result. Their normal ranges hold for all '
          'of them at once, so that having several checks does not make a failure by chance more '
          'likely.')
-  yield table(_HEADINGS, [_row(LABELS[name], part) for name, part in found],
+  yield table(_HEADINGS, [_row(wording.LABELS[name], part) for name, part in found],
               strong=frozenset((i, 7) for i in range(len(found))))
-  yield [f'{LABELS[name]} (`{name}`): {part.meaning}.' for name, part in found]
+  yield [f'{wording.LABELS[name]} (`{name}`): {part.meaning}.' for name, part in found]
 
 
 def _figures(report):
   yield render.Figure(
-      plots.gaps(report, LABELS), 'What decides, on one scale: 0 is the average retrained model, the grey '
-      'band is the normal range, the bar is the interval of the gap. Inside the band is good.')
+      plots.gaps(report, wording.LABELS),
+      'What decides, on one scale: 0 is the average retrained model, the grey band is the normal '
+      'range, the bar is the interval of the gap. Inside is good.')
   yield render.Figure(
       plots.loss_histograms(report), 'The loss says how wrong a model is about a record, small '
       'means sure and right. If deleted records (green) look like unseen ones (orange), they left '
@@ -216,21 +185,22 @@ def _figures(report):
 
 
 def _soundness(report):
-  seen = {verdict_lib.FAIL: 'It fails, as it must: the test can see the records in a model that was '
-                            'trained on them.'}
+  seen = {verdict_lib.FAIL: 'It fails, as it must: the test can see the records in a model that '
+                            'was trained on them.'}
   yield ('**The original model under the same test:** ' + seen.get(
-      report.original_verdict, f'{report.original_verdict}. The test cannot see the records even in '
-      'the model that was trained on them, so it can clear no model.'))
+      report.original_verdict, f'{report.original_verdict}. The test cannot see the records even '
+      'in the model that was trained on them, so it can clear no model.'))
   if isinstance(report.self_check, str):
     yield f'**Retrained models under the same test:** {report.self_check}.'
     return
-  yield ('**Retrained models under the same test**, each against the others. None should fail: they '
-         'never saw the records. With one model less to compare with, some stay inconclusive.')
+  yield ('**Retrained models under the same test**, each against the others. None should fail: '
+         'they never saw the records. With one model less to compare with, some stay inconclusive.')
   names = list(report.self_check[0]['statistics'])
-  yield table(('Model', 'Verdict', *names),
+  yield table(('Model', 'Verdict', *(wording.LABELS[name] for name in names)),
               [('Retrained' + row['model'].removeprefix('retrained').replace('/', ' '),
                 row['verdict'], *(row['statistics'][name] for name in names))
-               for row in report.self_check], text=True)
+               for row in report.self_check], text=True,
+              strong=frozenset((i, 1) for i in range(len(report.self_check))))
 
 
 def _hygiene(report) -> list[str]:
@@ -251,8 +221,9 @@ def _hygiene(report) -> list[str]:
     listed = ', '.join(f'{part["records"]} in {split}' for split, part in
                        near[kind]['splits'].items() if part['records'])
     items.append(f'Deleted records that have a near-duplicate elsewhere, {words}: '
-                 f'{listed or "none"}. A copy that stays in the retained data keeps teaching the '
-                 'model what was to be forgotten.')
+                 f'{listed or "none"}.')
+  items.append('A copy that stays in the retained data keeps teaching the model what was to be '
+               'forgotten; those in unseen or test data show how often chance makes them alike.')
   items.append(f'Memorisation: the original model was right on {100 * memory["mean"]:.0f} '
                'percentage points more of the deleted records than retrained models are; '
                f'{100 * memory["high"]:.0f} % of them it knew only because it had seen them. '
@@ -274,13 +245,19 @@ def _limits(report) -> list[str]:
 
 def _all(report):
   yield ('For the record; only the checks marked above decide, so a failure here is a hint and not '
-         'a verdict. n/a: the measurement could not be made, with the reason.')
+         'a verdict. n/a: the measurement could not be made; the reason stands below its table.')
   for key, question in statistics_lib.QUESTIONS.items():
-    found = [(name, part) for name, part in report.statistics.items() if part.question == key]
+    found = {name: part for name, part in report.statistics.items() if part.question == key}
     if found:
       yield f'**{question}**'
-      yield table(_HEADINGS, [_row(name, part) for name, part in found])
-  yield '**The loss attack on every model**'
+      yield table(_HEADINGS, [_row(name, part) for name, part in found.items()])
+      yield [f'`{name}`: {part.verdict if part.unlearned is None else part.meaning}.'
+             + (f' Source: {part.source}.' if part.source else '')
+             for name, part in found.items() if '/class=' not in name or part.unlearned is None]
+  yield ('**The loss attack on every model.** Area under the curve: 0.5 is guessing. Epsilon: the '
+         'attack proves with 95 % confidence that it is e to the power of epsilon times more often '
+         'right than wrong when it accuses one of as many deleted as unseen records; 0 proves '
+         'nothing.')
   yield table(('Model', 'Area under the curve', 'Interval', 'Found at 1 % mistakes',
                'Found at 10 % mistakes', 'Proven leak (epsilon)'),
               [(name.replace('/', ' ').capitalize(), _number(part['auc']),
@@ -297,6 +274,4 @@ def _fingerprints(report):
   yield render.Table(('Records', 'Number', 'Fingerprint of ids', 'Fingerprint of contents'), tuple(
       (name, str(part['records']), f'`{part["ids"][:32]}`', f'`{part["content"][:32]}`')
       for name, part in report.splits.items()), text=True)
-  settings: Mapping[str, Any] = report.settings
-  yield (f'Seed {settings["seed"]}, {settings["resamples"]} bootstrap resamples, level '
-         f'{settings["level"]}.')
+  yield 'Seed {seed}, {resamples} bootstrap resamples, level {level}.'.format(**report.settings)

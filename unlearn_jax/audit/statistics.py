@@ -69,7 +69,8 @@ def catalogue(out: Outputs) -> dict[str, Measure]:
       'mean loss on forgotten minus mean loss on unseen records')
   for name, convention in attacks.CONVENTIONS.items():
     add(f'membership[{name}]', _membership(name), convention.splits, 'attack', convention.meaning,
-        convention.source, pairwise=name == 'privacy_loss')
+        f'{convention.source}. Ideal: {attacks.IDEALS[convention.ideal]}',
+        pairwise=name == 'privacy_loss')
   add('auc[entropy]', per_model(_auc('entropy')), ('forget', 'unseen'), 'attack',
       'chance that it is surer of a forgotten than of an unseen record',
       'Shokri et al. (2017); Song and Mittal (2021)')
@@ -92,7 +93,7 @@ def catalogue(out: Outputs) -> dict[str, Measure]:
         distances.SOURCES['klom'])
   add('tow', _tow, ('forget', 'retain', 'test'), 'useful',
       'tug of war: 1 if all three accuracies equal those of retrained models',
-      'RUM (Zhao et al., 2024), Section 3: the product of 1 - abs(accuracy difference)')
+      'RUM (Zhao et al., 2024): the product of 1 - abs(accuracy difference)')
   add('membership[auc]/worst_class', per_model(_worst_class), ('forget', 'unseen'), 'attack',
       'the largest loss attack AUC of a class', 'per-class attack: Shokri et al. (2017)')
   for which in ([] if out.attributes else np.unique(out.labels['forget'])):
@@ -157,8 +158,7 @@ def _class_auc(out, model, *, which):
     raise NotAvailable(f'{sizes["forget"]} forgotten and {sizes["unseen"]} unseen records of this '
                        f'class; {CLASS_RECORDS} of each are needed')
   losses = {split: out.score(split, 'loss')[model, rows] for split, rows in chosen.items()}
-  # A resample may hold no record of the class; one record more of each weighs nothing and keeps
-  # the ratio finite.
+  # A resample may hold no record of the class: it then counts the observed ones.
   counts = {split: out.counts[split][:, rows] for split, rows in chosen.items()}
   counts = {split: np.where(part.sum(axis=1, keepdims=True) > 0, part, 1.0)
             for split, part in counts.items()}

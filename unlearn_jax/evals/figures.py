@@ -20,14 +20,14 @@ _STYLE = {
     'legend.frameon': False, 'svg.hashsalt': 'unlearn_jax'}
 
 
-def _figure(width: float, height: float, rows: int = 1, columns: int = 1, **kwargs):
+def new_figure(width: float, height: float, rows: int = 1, columns: int = 1, **kwargs):
   """A figure without global state, and its axes as an array [rows, columns]."""
   from matplotlib import figure
   canvas = figure.Figure(figsize=(width, height), layout='constrained')
   return canvas, canvas.subplots(rows, columns, squeeze=False, **kwargs)
 
 
-def _styled(draw):
+def styled(draw):
   """Runs a drawing function in our style and returns its figure as SVG text."""
   def drawn(*args, **kwargs) -> str:
     try:
@@ -49,14 +49,14 @@ def _colours(names) -> dict[str, str]:
   return ANCHOR_COLOURS | {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(methods)}
 
 
-@_styled
+@styled
 def nomus(results: Mapping[str, Any]):
   """NoMUS of every method as bars with the spread over seeds; a line at the retrained model."""
   names = results_lib.ordered(results['methods'])
   found = [results_lib.value(results, name, 'nomus') for name in names]
   shown = [(name, f) for name, f in zip(names, found) if f['mean'] is not None]
   colours = _colours(names)
-  canvas, ((axis,),) = _figure(9.0, 0.9 + 0.32 * len(shown))
+  canvas, ((axis,),) = new_figure(9.0, 0.9 + 0.32 * len(shown))
   for row, (name, f) in enumerate(shown):
     axis.barh(row, f['mean'], xerr=f['std'], color=colours[name], height=0.62, alpha=0.85,
               error_kw={'capsize': 3, 'lw': 1, 'ecolor': '#333333'})
@@ -75,13 +75,13 @@ def nomus(results: Mapping[str, Any]):
   return canvas
 
 
-@_styled
+@styled
 def trade_off(results: Mapping[str, Any], score: str = 'forgetting_score[benchmark]'):
   """Test accuracy against the Forgetting Score, a point per method and seed."""
   from matplotlib import patches
   names = results_lib.ordered(results['methods'])
   colours = _colours(names)
-  canvas, ((axis,),) = _figure(9.0, 4.2)
+  canvas, ((axis,),) = new_figure(9.0, 4.2)
   for index, name in enumerate(names):
     x = results_lib.value(results, name, score)['values']
     y = results_lib.value(results, name, 'accuracy/test')['values']
@@ -103,7 +103,7 @@ def trade_off(results: Mapping[str, Any], score: str = 'forgetting_score[benchma
   return canvas
 
 
-@_styled
+@styled
 def loss_histograms(losses: Mapping[str, Mapping[str, Any]]):
   """Losses of forgotten and unseen records, a panel per model on shared axes."""
   names = [name for name in results_lib.ordered(losses) if name in losses]
@@ -113,7 +113,7 @@ def loss_histograms(losses: Mapping[str, Mapping[str, Any]]):
   bins = np.geomspace(max(every.min(), SMALLEST_LOSS) * 0.999, every.max() * 1.001, 31)
   columns = min(3, len(names))
   rows = -(-len(names) // columns)
-  canvas, axes = _figure(9.0, 0.5 + 1.9 * rows, rows, columns, sharex=True, sharey=True)
+  canvas, axes = new_figure(9.0, 0.5 + 1.9 * rows, rows, columns, sharex=True, sharey=True)
   for axis, name in zip(axes.flat, names):
     for side, colour in (('unseen', UNSEEN), ('forget', FORGET)):
       values = clipped[name][side]
@@ -130,7 +130,7 @@ def loss_histograms(losses: Mapping[str, Mapping[str, Any]]):
   return canvas
 
 
-@_styled
+@styled
 def loss_curves(curves: Mapping[str, Mapping[str, Any]]):
   """The training loss of every method against its steps; each objective has its own scale."""
   names = [name for name in results_lib.ordered(curves)
@@ -138,7 +138,7 @@ def loss_curves(curves: Mapping[str, Mapping[str, Any]]):
   columns = min(3, len(names))
   rows = -(-len(names) // columns)
   colours = _colours(names)
-  canvas, axes = _figure(9.0, 0.4 + 1.8 * rows, rows, columns)
+  canvas, axes = new_figure(9.0, 0.4 + 1.8 * rows, rows, columns)
   for axis, name in zip(axes.flat, names):
     curve = curves[name]
     axis.plot(curve['step'], curve['loss'], color=colours[name], lw=1.3,
@@ -151,13 +151,13 @@ def loss_curves(curves: Mapping[str, Mapping[str, Any]]):
   return canvas
 
 
-@_styled
+@styled
 def across_cases(cases: Mapping[str, Mapping[str, Any]], metrics: tuple[str, ...]):
   """Metrics of every method over the cases of an experiment, mean and spread over seeds."""
   names = list(dict.fromkeys(name for part in cases.values()
                              for name in results_lib.ordered(part['methods'])))
   colours = _colours(names)
-  canvas, axes = _figure(9.0, 2.6 * len(metrics), len(metrics), 1, sharex=True)
+  canvas, axes = new_figure(9.0, 2.6 * len(metrics), len(metrics), 1, sharex=True)
   for axis, metric in zip(axes.flat, metrics):
     for name in names:
       points = [(i, results_lib.value(part, name, metric)) for i, part in enumerate(cases.values())
