@@ -38,6 +38,7 @@ class ConfigTest(parameterized.TestCase):
       ({'methods': {'dlfdd': {}}}, "'dlfdd'; did you mean 'dlfd'"),
       ({'methods': {'dlfd': {'epsilom': 0.1}}}, "'methods.dlfd.epsilom'; did you mean 'epsilon'"),
       ({'methods': {'dlfd': {'epsilon': 'small'}}}, 'config.methods.dlfd.epsilon'),
+      ({'split': {'kind': 'random', 'seeed': 0}}, "'split.seeed'; did you mean 'seed'"),
       ({'data': {'nam': 'digits'}}, "'data.nam'; did you mean 'name'"),
       ({'batch_sise': 3}, "'batch_sise'; did you mean 'batch_size'"),
       ({'batch_size': 'many'}, 'config.batch_size'))

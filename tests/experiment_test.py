@@ -108,11 +108,15 @@ class ExperimentTest(parameterized.TestCase):
     workdir = tempfile.mkdtemp()
     results = experiment.run(make(
         seeds=(0,), methods={'finetune': {'epochs': 1.0}},
-        cases={f'{n}': {'split': {'forget_records': n}} for n in (4, 8)},
-        split={**make().split.to_dict(), 'forget_records': 1}), workdir)
+        cases={f'{n}': {'split': {'forget_records': n}} for n in (4, 8)}), workdir)
     self.assertEqual([case['split_sizes']['forget'] for case in results['cases'].values()], [4, 8])
     for name in ('report.md', 'results.json'):
       self.assertTrue(os.path.exists(os.path.join(workdir, name)))
+
+  def test_a_wrong_case_fails_before_any_training(self):
+    with mock.patch.object(loop, 'run', side_effect=AssertionError('trained')):
+      with self.assertRaisesRegex(ValueError, 'config.cases.a: .*batch_sise'):
+        experiment.run(make(cases={'a': {'batch_sise': 4}}), tempfile.mkdtemp())
 
   def test_killed_while_writing_leaves_the_old_result(self):
     path = os.path.join(tempfile.mkdtemp(), 'results.json')

@@ -10,6 +10,7 @@ from typing import Any
 from ml_collections import config_dict
 
 from unlearn_jax import methods
+from unlearn_jax.data import splits
 from unlearn_jax.methods import registry
 
 VARIANT = '-'  # 'dlfd-alone' is a row of its own, run by the method 'dlfd'
@@ -30,7 +31,8 @@ def experiment(*, name: str, data: Mapping[str, Any], split: Mapping[str, Any], 
   Args:
     name: of the experiment; names its results.
     data: `name` of a source, and any of `label_noise`, `seed`, `image_size`, `augment`.
-    split: `kind` (`identity`, `class`, `random`), `seed`, and that kind's arguments.
+    split: `kind` (`identity`, `class`, `random`), `seed`, and that kind's arguments, see
+      `data.splits`.
     model: a registered model.
     model_args: its arguments.
     train: the recipe of the original and the retrained model: settings of `retrain`.
@@ -53,7 +55,7 @@ def experiment(*, name: str, data: Mapping[str, Any], split: Mapping[str, Any], 
       'data_dir': '',
       'cache_dir': '',
       'data': {'name': '', 'label_noise': 0.0, 'seed': 0, 'image_size': 0, 'augment': ()},
-      'split': dict(split),
+      'split': _split(split),
       'model': model,
       'model_args': dict(model_args or {}),
       'train': _settings('retrain', train or {}, 'train'),
@@ -104,6 +106,26 @@ def _settings(name: str, values: Mapping[str, Any], where: str) -> config_dict.C
   return settings
 
 
+def _split(split: Mapping[str, Any]) -> dict[str, Any]:
+  """The arguments of a kind of split, with those that were not given; `check` looks at the kind."""
+  if split.get('kind') not in splits.KINDS:
+    return dict(split)
+  parameters = dict(inspect.signature(splits.KINDS[split['kind']]).parameters)
+  del parameters['source']
+  for key in set(split) - {'kind', *parameters}:
+    raise ValueError(f"config has no field 'split.{key}'"
+                     f'{registry.suggestion(key, list(parameters))}')
+  found = {'kind': split['kind']}
+  for key, parameter in parameters.items():
+    if key in split:
+      found[key] = split[key]
+    elif parameter.default is None:
+      found[key] = config_dict.placeholder(_type_of(parameter))
+    elif parameter.default is not parameter.empty:
+      found[key] = parameter.default
+  return found
+
+
 def _type_of(parameter: inspect.Parameter) -> type:
   """The plain type of an annotation such as `tuple[float, ...] | None`."""
   kind = parameter.annotation
@@ -139,9 +161,9 @@ def check(config: config_dict.ConfigDict) -> None:
     if row in BUILTIN:
       raise ValueError(f'config.methods names {row!r}, which every experiment runs anyway; its '
                        'recipe is config.train')
-  kinds = ('identity', 'class', 'random')
-  if config.split.get('kind') not in kinds:
-    raise ValueError(f'config.split.kind is one of {kinds}, got {config.split.get("kind")!r}')
+  if config.split.get('kind') not in splits.KINDS:
+    raise ValueError(f'config.split.kind is one of {tuple(splits.KINDS)}, got '
+                     f'{config.split.get("kind")!r}')
   for row in config.rows:
     if row not in config.methods:
       raise ValueError(f'config.rows names {row!r}{registry.suggestion(row, list(config.methods))}')
@@ -151,7 +173,7 @@ def to_arguments(config: config_dict.ConfigDict) -> dict[str, Any]:
   """The keyword arguments of `experiment` that give this config again, as plain data."""
   plain = config.to_dict()
   given = lambda settings: {key: value for key, value in settings.items() if value is not None}
-  return plain | {'train': given(plain['train']), 'methods': {
+  return plain | {'train': given(plain['train']), 'split': given(plain['split']), 'methods': {
       row: given(settings) for row, settings in plain['methods'].items()}}
 
 

@@ -135,7 +135,10 @@ def _cases(config: config_dict.ConfigDict) -> dict[str, config_dict.ConfigDict]:
   found = {}
   for case, changes in config.cases.items():
     found[case] = config.copy_and_resolve_references()
-    found[case].update(changes)
+    try:
+      found[case].update(changes)
+    except (AttributeError, KeyError, TypeError) as error:
+      raise ValueError(f'config.cases.{case}: {" ".join(str(error).split())}') from error
   return found
 
 

@@ -86,10 +86,8 @@ def load(config: config_dict.ConfigDict, workdir: str) -> Task:
   source = sources.get(data.name, data_dir=config.data_dir, label_noise=data.label_noise,
                        seed=data.seed, image_size=data.image_size or None)
   arguments = {key: value.to_dict() if isinstance(value, config_dict.ConfigDict) else value
-               for key, value in config.split.items() if key != 'kind'}
-  make = {'identity': splits_lib.by_identity, 'class': splits_lib.by_class,
-          'random': splits_lib.by_random}[config.split.kind]
-  splits = make(source, **arguments)
+               for key, value in config.split.items() if key != 'kind' and value is not None}
+  splits = splits_lib.KINDS[config.split.kind](source, **arguments)
   model = models.get(config.model, num_outputs=source.num_classes, **config.model_args.to_dict())
   mesh = sharding.make_mesh(config.devices or None)
   task = Task(config, source, splits, model, mesh, workdir)

@@ -226,8 +226,8 @@ class DefectsTest(parameterized.TestCase):
     self.assertIn('a metric returns one number', found['finite'])
 
   def test_what_is_expected_is_not_run(self):
-    self.assertEqual(testing.conformance_metric(
-        swallowing_gap, ideal=0.0, expects={'empty input': 'a reason', 'NaN input': 'a reason'}), [])
+    expects = {'empty input': 'a reason', 'NaN input': 'a reason'}
+    self.assertEqual(testing.conformance_metric(swallowing_gap, ideal=0.0, expects=expects), [])
     with self.assertRaisesRegex(ValueError, "did you mean 'permutation'"):
       testing.conformance_metric(forget_gap, expects={'permutations': 'a reason'})
 

@@ -226,6 +226,9 @@ def by_random(source: sources.Source, *, fractions: Mapping[str, float], seed: i
                   'record' if shared_identities else 'identity')
 
 
+KINDS = {'identity': by_identity, 'class': by_class, 'random': by_random}
+
+
 def from_ids(source: sources.Source, ids: Mapping[str, Iterable], *, rest: str | None = None
              ) -> Splits:
   """Splits that somebody else has decided on: a deletion list, a published partition.

@@ -12,9 +12,9 @@ import numpy as np
 from unlearn_jax import types
 from unlearn_jax.evals import run as evals_run
 from unlearn_jax.losses import classification
-from unlearn_jax.models import surgery
 from unlearn_jax.testing import checks as checks_lib
 from unlearn_jax.testing import toy
+from unlearn_jax.testing import trees
 
 RETAIN_DROP = 0.1  # largest fall of the retain accuracy; ours
 SMALL = 5  # a forget set smaller than a batch
@@ -26,28 +26,26 @@ def conformance(method_factory: Callable[..., types.Method], *,
                 expects: Mapping[str, str] | None = None) -> list[checks_lib.Failed]:
   """Runs a method on the toy with a known answer (`toy`) and returns what is wrong with it.
 
-  | check | what must hold |
-  |---|---|
-  | `finite` | the run ends; every metric of a step and every exported number is finite |
-  | `student moves` | at least one exported parameter differs from the original's |
-  | `teacher stays` | `frozen` is bitwise unchanged, `frozen['teacher']` is the original, and so is every other copy of it in `state.params`, before and after; the variables given stay alive and unchanged |
-  | `forget accuracy` | it ends nearer to the retrained models' mean than the original's is |
-  | `retain accuracy` | it falls by at most 0.1 |
-  | `forget data` | other forgotten records give another model |
-  | `one record` | a forget set of one record works |
-  | `small batches` | forget batches smaller than retain batches work, a ragged last one included |
-  | `small set` | a forget set smaller than a batch works |
-  | `padding` | what stands in rows of mask 0 changes nothing |
-  | `retained records` | with nothing to forget (mask 0) no step moves uphill on the retained loss |
-  | `fresh start` | with `oracle` only: the first state depends on the key, not on the original's variables, in any leaf of an MLP and of a network of nested modules |
+  - `finite`: the run ends; all that its steps report and all that it exports is finite.
+  - `student moves`: at least one exported parameter differs from the original's.
+  - `teacher stays`: `frozen` and the variables given are bitwise unchanged; `frozen['teacher']` is
+    the original; no copy of the original beside the student in `state.params` is trained.
+  - `forget accuracy`: ends nearer to the retrained models' mean than the original's is.
+  - `retain accuracy`: falls by at most 0.1.
+  - `forget data`: other forgotten records give another model.
+  - `one record`: a forget set of one record works.
+  - `small batches`: forget batches smaller than retain batches work, with a ragged last one.
+  - `small set`: a forget set smaller than a batch works.
+  - `padding`: what stands in rows of mask 0 changes nothing.
+  - `retained records`: with nothing to forget (mask 0), no step climbs the loss of retained
+    records. Every step function is compared, from a disturbed original, with itself on no data at
+    all: with d the difference of both updates and g the gradient of the retained batch's cross
+    entropy, `<g, d> <= 1e-3 |g| |d|`.
+  - `fresh start` (`oracle` only): the first parameters depend on the key and not on the variables
+    given, in every leaf of an MLP and of a network of nested modules.
 
-  `retained records` compares each step, from a disturbed original, with the same step on no data at
-  all: with d the difference of both updates and g the gradient of the retained batch's cross
-  entropy, `<g, d> <= 1e-3 |g| |d|`.
-
-  Everything runs through `train.loop.run` on streams of `data.streams`, except the single steps of
-  `retained records` and the initialisations of `fresh start`. Source: EVALUATION rules and the
-  defects of published tools; the thresholds are ours.
+  The whole run, one record and small batches go through `train.loop.run`; the checks that need
+  altered batches take a few single steps. Rules: EVALUATION, known answers; thresholds are ours.
 
   Args:
     method_factory: `(model, *, example, retain_steps, forget_steps, **settings) -> Method`, as
@@ -69,7 +67,7 @@ def conformance(method_factory: Callable[..., types.Method], *,
       'retain accuracy': suite.retain_accuracy, 'forget data': suite.forget_data,
       'one record': functools.partial(suite.works, forget=1, forget_batch_size=1),
       'small batches': functools.partial(suite.works, forget_batch_size=7),
-      'small set': lambda: _not_finite(suite.unaltered),
+      'small set': lambda: trees.not_finite(suite.unaltered),
       'padding': suite.padding, 'retained records': suite.retained_records}
   if oracle:
     checks['fresh start'] = suite.fresh_start
@@ -110,7 +108,7 @@ class _Suite:
 
     def init(key, variables):
       state, frozen = method.init(key, variables)
-      seen.append((frozen, _host(frozen), _host(state.params)))
+      seen.append((frozen, trees.host(frozen), trees.host(state.params)))
       return state, frozen
 
     result = toy.run(method._replace(init=init), source)
@@ -131,16 +129,16 @@ class _Suite:
       for index in range(min(phase.steps, SHORT)):
         batch = {role: alter(role, fields) for role, fields in fed[phase.stream](index).items()}
         state, metrics = steps[phase.step](state, frozen, batch)
-        for problem in _not_finite(metrics):
+        for problem in trees.not_finite(metrics):
           raise FloatingPointError(f'phase {phase.name!r}, step {index + 1}: {problem}')
-    return _host(method.export(state))
+    return trees.host(method.export(state))
 
   @functools.cached_property
   def unaltered(self) -> types.Variables:
     return self.walk()
 
   def finite(self) -> Iterator[str]:
-    yield from _not_finite(self.long.variables)
+    yield from trees.not_finite(self.long.variables)
 
   def works(self, **sizes) -> Iterator[str]:
     method = self.build(**sizes)
@@ -150,10 +148,10 @@ class _Suite:
         phase._replace(steps=min(phase.steps, SHORT)) for phase in method.phases))
     result = toy.run(method, toy.original(), streams=toy.feed(**sizes),
                      forget=sizes.get('forget', toy.SIZES['forget']))
-    yield from _not_finite(result.variables)
+    yield from trees.not_finite(result.variables)
 
   def student_moves(self) -> Iterator[str]:
-    before, after = _flat(toy.original()['params']), _flat(self.long.variables['params'])
+    before, after = trees.flat(toy.original()['params']), trees.flat(self.long.variables['params'])
     if before.keys() != after.keys():
       yield f'exported {sorted(after)}, the model has {sorted(before)}'
     elif all(np.array_equal(before[name], after[name]) for name in before):
@@ -163,17 +161,17 @@ class _Suite:
     original = toy.original()
     for what, before, after in (('frozen', self.long.frozen_before, self.long.frozen),
                                 ('the variables given to init', original, self.long.source)):
-      yield from (f'{what}: {name} has changed' for name in _changed(before, after))
+      yield from (f'{what}: {name} has changed' for name in trees.changed(before, after))
     if isinstance(self.long.frozen, Mapping) and 'teacher' in self.long.frozen:
       yield from (f"frozen['teacher']: {name} is not the original's"
-                  for name in _changed(original, self.long.frozen['teacher']))
+                  for name in trees.changed(original, self.long.frozen['teacher']))
     # A copy of the original among the parameters is a teacher too, unless it is the student.
     for key, tree in self.long.params_before.items():
       for copy in (original, original['params']):
-        if (key != 'model' and _flat(tree).keys() == _flat(copy).keys()
-            and not any(_changed(copy, tree))):
+        if (key != 'model' and trees.flat(tree).keys() == trees.flat(copy).keys()
+            and not any(trees.changed(copy, tree))):
           yield from (f"params[{key!r}] was a copy of the original, {name} has been trained"
-                      for name in _changed(tree, self.long.params[key]))
+                      for name in trees.changed(tree, self.long.params[key]))
 
   def forget_accuracy(self) -> Iterator[str]:
     goal = np.mean([_accuracy(variables, 'forget') for variables in toy.retrained()])
@@ -193,7 +191,7 @@ class _Suite:
     def other(role, fields):
       return _other_records(fields, fields['mask'] > 0) if role == 'forget' else fields
 
-    if not any(_changed(self.unaltered, self.walk(other))):
+    if not any(trees.changed(self.unaltered, self.walk(other))):
       yield 'forgetting other records gives the same model: it does not look at them'
 
   def padding(self) -> Iterator[str]:
@@ -201,7 +199,7 @@ class _Suite:
       del role
       return _other_records(fields, fields['mask'] == 0)
 
-    for name, difference in _differences(self.unaltered, self.walk(other)):
+    for name, difference in trees.differences(self.unaltered, self.walk(other)):
       if not difference <= 1e-5:
         yield f'{name} differs by {difference:.1g} when only rows of mask 0 do'
 
@@ -219,16 +217,15 @@ class _Suite:
       batch = fed[phase.stream](0)
       nothing = {role: {**f, 'mask': np.zeros_like(f['mask'])} for role, f in batch.items()}
       only_retain = {role: nothing[role] if role == 'forget' else f for role, f in batch.items()}
-      with_data, without = (_host(steps[phase.step](disturbed, frozen, batch)[0].params['model'])
-                            for batch in (only_retain, nothing))
-      update = jax.tree.map(np.subtract, with_data, without)
+      after = [steps[phase.step](disturbed, frozen, data)[0] for data in (only_retain, nothing)]
+      update = jax.tree.map(np.subtract, *(trees.host(s.params['model']) for s in after))
       yield from (f'phase {phase.name!r}, forget batch of mask 0: {reason}'
-                  for reason in _not_finite(update))
+                  for reason in trees.not_finite(update))
       kept = fed['retain'](0)['retain'] if 'retain' not in batch else batch['retain']
       gradient = _retain_gradient(disturbed.params['model'], state.collections, kept)
       slope = sum(float(np.vdot(g, d)) for g, d in zip(jax.tree.leaves(gradient),
                                                        jax.tree.leaves(update)))
-      size = _norm(gradient) * _norm(update)
+      size = trees.norm(gradient) * trees.norm(update)
       if slope > 1e-3 * size:
         yield (f'phase {phase.name!r} climbs the loss of retained records although nothing is to '
                f'be forgotten (cosine {slope / size:.2f})')
@@ -238,43 +235,13 @@ class _Suite:
       method = self.build(model=model)
       # No leaf of the second source equals the first one's, biases included.
       sources = [model.init(jax.random.key(1), toy.task().example)]
-      sources.append(jax.tree.map(lambda leaf: leaf + 0.5, _host(sources[0])))
+      sources.append(jax.tree.map(lambda leaf: leaf + 0.5, trees.host(sources[0])))
       first, second = (method.init(jax.random.key(0), source)[0].params for source in sources)
-      for leaf in _changed(first, second):
+      for leaf in trees.changed(first, second):
         yield f'{name}: {leaf} depends on the variables given, a retraining starts without them'
       other = method.init(jax.random.key(3), sources[0])[0].params
-      if not list(_changed(first, other)):
+      if not list(trees.changed(first, other)):
         yield f'{name}: two keys give the same initialisation'
-
-
-def _host(tree):
-  return jax.tree.map(np.array, tree)
-
-
-def _flat(tree) -> dict[str, np.ndarray]:
-  return dict(zip(surgery.paths(tree), map(np.asarray, jax.tree.leaves(tree))))
-
-
-def _differences(before, after) -> Iterator[tuple[str, float]]:
-  """(path, largest difference) of two trees of one structure."""
-  before, after = _flat(before), _flat(after)
-  if before.keys() != after.keys():
-    raise ValueError(f'trees differ: {sorted(before.keys() ^ after.keys())} are in one only')
-  for name, leaf in before.items():
-    if leaf.dtype.kind in 'fiub':
-      yield name, float(np.max(np.abs(leaf.astype(np.float64) - after[name]), initial=0.0))
-
-
-def _changed(before, after) -> Iterator[str]:
-  for name, difference in _differences(before, after):
-    if difference != 0:  # NaN is a change
-      yield name
-
-
-def _not_finite(tree) -> Iterator[str]:
-  for name, leaf in _flat(tree).items():
-    if bad := int((~np.isfinite(leaf)).sum()):
-      yield f'{bad} of {leaf.size} values of {name} are NaN or infinite'
 
 
 def _accuracy(variables: types.Variables, split: str) -> float:
@@ -297,7 +264,7 @@ def _disturbed(params):
   rng = np.random.default_rng(0)
   return jax.tree.map(
       lambda leaf: leaf + (0.5 * leaf.std() * rng.normal(size=leaf.shape)).astype(leaf.dtype),
-      _host(params))
+      trees.host(params))
 
 
 @jax.jit
@@ -308,7 +275,3 @@ def _retain_gradient(params, collections, inputs):
     return classification.cross_entropy(outputs['logits'], inputs['label'], where=inputs['mask'])
 
   return jax.grad(loss)(params)
-
-
-def _norm(tree) -> float:
-  return float(np.sqrt(sum(np.vdot(leaf, leaf) for leaf in map(np.asarray, jax.tree.leaves(tree)))))

@@ -5,7 +5,7 @@ import functools
 import itertools
 
 import numpy as np
-import scipy.optimize  # pylint: disable=unused-import; threads of a loaded BLAS only are limited
+import scipy.optimize  # noqa: F401; its BLAS must be loaded before its threads are limited
 import threadpoolctl
 
 from unlearn_jax.testing import checks as checks_lib
@@ -27,18 +27,18 @@ def conformance_metric(metric: Metric, *, ideal: float | None = None,
   retain, forget, unseen, validation and test. A metric that needs no retrained model ignores the
   second argument: `lambda outputs, reference: measure(outputs)['mia_auc/unseen']`.
 
-  | check | what must hold |
-  |---|---|
-  | `finite` | a finite number on every pair of models |
-  | `ideal` | with a declared `ideal`: retrained models score it within the noise floor |
-  | `separates` | the original is farther from the ideal than every retrained model is |
-  | `not constant` | original, retrained and untrained models do not all score the same |
-  | `relabelling` | renaming the classes changes nothing |
-  | `permutation` | the order of the records changes nothing |
-  | `empty input` | no record in a split that it reads: it raises |
-  | `NaN input` | one NaN in an array that it reads: it raises |
-  | `forget data` | it reads the forgotten records; a gap on retained data alone rates doing nothing as perfect |
-  | `non-members` | it does not set forgotten records against retained ones without any that are held out: those are members as well |
+  - `finite`: a finite number on every pair of models.
+  - `ideal`: retrained models score the declared `ideal` within the noise floor.
+  - `separates`: the original is farther from the ideal than every retrained model is.
+  - `not constant`: original, retrained and untrained models do not all score the same.
+  - `relabelling`: renaming the classes changes nothing.
+  - `permutation`: the order of the records changes nothing.
+  - `empty input`: it raises when a split that it reads has no record.
+  - `NaN input`: it raises when an array that it reads holds one NaN.
+  - `forget data`: it reads the forgotten records. A gap on retained data rates doing nothing as
+    perfect.
+  - `non-members`: it does not set forgotten records against retained ones without reading any that
+    are held out: retained records are members.
 
   The noise floor: values v of pairs of retrained models of different seeds, with forgotten and
   unseen records dealt anew. A retrained model has seen neither, so they are exchangeable and v is

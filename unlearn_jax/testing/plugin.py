@@ -12,10 +12,10 @@ A method (`settings` are its keyword arguments, short and strong enough to forge
 A metric:
 
     def test_my_metric(metric_conforms):
-      metric_conforms(lambda outputs, reference: my_auc(outputs['forget'], outputs['unseen']), ideal=0.5)
+      metric_conforms(lambda outputs, reference: my_auc(outputs), ideal=0.5)
 
-What may fail is said with its reason, `expects={'forget accuracy': 'its loss is 0 already'}`. A test
-fails with one line per failed check.
+What may fail is said with its reason, `expects={'forget accuracy': 'its loss is 0 already'}`. A
+test fails with one line per failed check.
 """
 
 from collections.abc import Callable, Sequence

@@ -1,8 +1,8 @@
-"""A task with a known answer: the original remembers what it must forget, a retrained model does not.
+"""A task with a known answer: the original remembers what to forget, retrained models do not.
 
-Ours. 300 points in 20 dimensions, four overlapping classes, a quarter of the labels random; 60 of the
-points are to be forgotten. A small network fits all 300 perfectly; trained without the 60 it is wrong
-on about half of them, as it is on points that no model has seen.
+Ours. 300 points in 20 dimensions, four overlapping classes, a quarter of the labels random; 60 of
+the points are to be forgotten. A small network gets all of the 60 right; trained without them, it
+is wrong on four in ten, as it is on points that no model has seen.
 """
 
 from collections.abc import Mapping
