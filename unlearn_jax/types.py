@@ -62,7 +62,8 @@ class Phase(NamedTuple):
     name: unique within a method only by convention; used in logs and errors.
     step: `(state, frozen, batch) -> (state, metrics)`, pure, traced once.
     steps: how many.
-    stream: which stream feeds it (`pair`, `retain`, `forget`, `train`, ...).
+    stream: which stream feeds it (`pair`, `retain`, `forget`, `train`, ...); phases that share a
+      stream read it one after the other.
     enter: `state -> state` on first entry (new optimizer, re-initialisation); traceable.
     until: `signals -> bool`, checked on the host before each step: stops the phase early.
     signals: signal name -> cadence in steps of this phase; refreshed before the step.

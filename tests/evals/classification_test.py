@@ -183,7 +183,7 @@ class MeasureTest(parameterized.TestCase):
       classification.measure({})
     data = outputs()
     data['forget']['logits'] = data['forget']['logits'] * np.nan
-    with self.assertRaisesRegex(ValueError, 'forget_losses are NaN'):
+    with self.assertRaisesRegex(ValueError, 'logits of forget: not finite'):
       classification.measure(data)
     data = outputs()
     data['test']['features'][0] = np.inf

@@ -136,6 +136,14 @@ class DlfdTest(parameterized.TestCase):
                          jax.tree.leaves(result.state.params['model'])):
       np.testing.assert_array_equal(mine, his)
 
+  def test_release_freezes_pixels_that_have_left_the_bounds(self):
+    """One step of 0.4 takes nearly every pixel out of [0.4, 0.6]; further steps change nothing."""
+    settings = {'reading': 'release', 'bounds': (0.4, 0.6), 'step_size': 0.4, 'retain_steps': 1,
+                'weight_start': 1.0}
+    self.assertTrue(same(run(**settings, perturb_steps=2), run(**settings, perturb_steps=9)))
+    back = run(**settings | {'step_size': 0.02}, perturb_steps=2)
+    self.assertFalse(same(back, run(**settings | {'step_size': 0.02}, perturb_steps=9)))
+
   def test_release_freezes_batch_statistics_after_the_first_batch(self):
     first = run(reading='release', retain_steps=1, score=lambda _: 0.5)
     more = run(reading='release', retain_steps=4, score=lambda _: 0.5)

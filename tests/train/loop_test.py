@@ -75,6 +75,22 @@ def leaves(state):
                       if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else np.asarray(x), state)
 
 
+class StreamTest(absltest.TestCase):
+
+  def test_phases_that_share_a_stream_read_it_one_after_the_other(self):
+    asked = {'retain': [], 'forget': []}
+    def watched(name):
+      def feed(step):
+        asked[name].append(step)
+        return stream(step)
+      return feed
+    first, second, third = method().phases
+    made = method()._replace(phases=(first, second._replace(stream='forget'), third))
+    loop.run(made, VARIABLES, {name: watched(name) for name in asked}, key=jax.random.key(7),
+             apply=lambda *_: None, monitor=MONITOR, show_progress=False)
+    self.assertEqual(asked, {'retain': list(range(4 + 3)), 'forget': list(range(5))})
+
+
 class ResumeTest(parameterized.TestCase):
 
   # Phase boundaries lie at 4, 9 and 12 steps; everything else is mid-phase.

@@ -7,6 +7,7 @@ import numpy as np
 
 from unlearn_jax.audit import outputs as outputs_lib
 from unlearn_jax.evals import privacy
+from unlearn_jax.losses import checks
 
 _TOP = 3  # largest probabilities that the administrator's attack looks at
 
@@ -115,7 +116,8 @@ def membership(logits: Mapping[str, np.ndarray], labels: Mapping[str, np.ndarray
     (value, ideal, source).
 
   Raises:
-    ValueError: unknown convention, missing splits, labels that do not fit, too few records.
+    ValueError: unknown convention, missing splits, labels that do not fit, logits that are not
+      finite, too few records.
   """
   if convention not in CONVENTIONS:
     raise ValueError(f'convention is one of {sorted(CONVENTIONS)}, got {convention!r}')
@@ -149,6 +151,7 @@ def membership(logits: Mapping[str, np.ndarray], labels: Mapping[str, np.ndarray
 
 
 def _scores(logits: np.ndarray, labels: np.ndarray, convention: str) -> dict[str, np.ndarray]:
+  checks.check_finite('logits', logits)
   found = outputs_lib.scores(logits, labels)
   if convention == 'ccu_admin':
     found['posterior'] = posterior(logits, labels)

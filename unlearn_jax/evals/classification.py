@@ -8,6 +8,7 @@ import numpy as np
 from unlearn_jax import types
 from unlearn_jax.evals import privacy
 from unlearn_jax.evals import run
+from unlearn_jax.losses import checks
 from unlearn_jax.losses import classification
 
 PROBE_RECORDS = 2000
@@ -138,7 +139,7 @@ def measure(outputs: Mapping[str, Mapping[str, np.ndarray]], *, seed: int = 0) -
     seed: draws the truncation of `forgetting_score[benchmark]` and the probe's training records.
 
   Raises:
-    ValueError: no split; losses or features that are not finite; too few forget or unseen records.
+    ValueError: no split; logits or features that are not finite; too few forget or unseen records.
   """
   if not outputs:
     raise ValueError('there is no split to measure')
@@ -146,6 +147,7 @@ def measure(outputs: Mapping[str, Mapping[str, np.ndarray]], *, seed: int = 0) -
   for split, fields in outputs.items():
     run.num_records(fields)
     logits, labels = np.asarray(fields['logits'], np.float32), np.asarray(fields['label'])
+    checks.check_finite(f'logits of {split}', logits)
     losses[split] = np.asarray(classification.example_loss(logits, labels))
     metrics[f'accuracy/{split}'] = float(np.mean(classification.accuracy(logits, labels)))
     if labels.ndim == 1 and logits.shape[-1] > 2:

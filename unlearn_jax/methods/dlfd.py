@@ -96,8 +96,13 @@ def dlfd(model: types.Model, *, retain_steps: int = 100, epochs: float = 1.0,
     forgotten = outputs(forget)
     still = outputs(retain) if release else None
 
+    def shown(image):
+      # The release moves a copy that it never clips, and clips what the model sees: a pixel that
+      # has left the bounds gets no gradient any more. In the paper's reading each step is clipped.
+      return jnp.clip(image, *bounds) if release else image
+
     def objective(image):
-      out = outputs({**retain, 'image': image})
+      out = outputs({**retain, 'image': shown(image)})
       moved = still['logits'] if release else out['features']
       fixed = forgotten['logits'] if release else forgotten['features']
       return losses.perturbation_objective(
@@ -108,9 +113,10 @@ def dlfd(model: types.Model, *, retain_steps: int = 100, epochs: float = 1.0,
           retain_where=retain['mask'], forget_where=forget['mask'])
 
     def ascend(_, image):
-      return losses.ascend(image, jax.grad(objective)(image), step_size=step_size, bounds=bounds)
+      return losses.ascend(image, jax.grad(objective)(image), step_size=step_size,
+                           bounds=None if release else bounds)
 
-    return jax.lax.fori_loop(0, perturb_steps, ascend, retain['image'])
+    return shown(jax.lax.fori_loop(0, perturb_steps, ascend, retain['image']))
 
   def make_step(train):
     def objective(params, *, state, frozen, batch, key):

@@ -111,7 +111,10 @@ def run(method: types.Method, variables: types.Variables, streams: Mapping[str, 
       begin = position[1] if number == position[0] else 0
       if begin == 0 and phase.enter is not None:
         state = sharding.replicate(jax.jit(phase.enter)(state), mesh)
-      batches = streams_lib.prefetch(streams[phase.stream], begin, phase.steps)
+      # A stream goes on where the last phase that read it was to end: no epoch comes twice.
+      before = sum(other.steps for other in method.phases[:number] if other.stream == phase.stream)
+      batches = streams_lib.prefetch(
+          streams[phase.stream], before + begin, before + phase.steps)
       with contextlib.closing(batches):
         for index, batch in enumerate(batches, begin):
           batch = sharding.shard_batch(batch, mesh)
