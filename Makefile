@@ -1,12 +1,16 @@
 # make demo | test | test-slow | results | bench | lint | clean
-# PYTHON=python3.12 chooses the interpreter; DATA_DIR=DIR says where Omniglot's archives lie.
+# PYTHON=python3.12 chooses the interpreter; DATA_DIR=DIR says where Omniglot's archives lie; JOBS=8
+# runs the tests in eight processes.
 
 PYTHON ?= python3
 DATA_DIR ?=
 PYTEST_ARGS ?=
+JOBS ?= 2
 VENV := .venv
 RUN := $(VENV)/bin/python
 PIP := $(RUN) -m pip install --quiet --disable-pip-version-check --no-input
+# A file's tests share what they trained and compiled, so files, not tests, are dealt to processes.
+PYTEST := $(RUN) -m pytest -n $(JOBS) --dist=loadfile
 INSTALLED_BY := setup.py pyproject.toml
 
 .PHONY: demo test test-slow results bench lint clean help
@@ -27,10 +31,10 @@ demo: $(VENV)/core.stamp
 	@echo '==> report: runs/demo/report.html (and runs/demo/report.md)'
 
 test: $(VENV)/test.stamp
-	$(RUN) -m pytest $(PYTEST_ARGS)
+	$(PYTEST) $(PYTEST_ARGS)
 
 test-slow: $(VENV)/all.stamp
-	$(RUN) -m pytest -m 'slow or not slow' $(PYTEST_ARGS)
+	$(PYTEST) -m 'slow or not slow' $(PYTEST_ARGS)
 
 results: $(VENV)/core.stamp
 	$(RUN) -m experiments.make_results --data_dir='$(DATA_DIR)'
