@@ -1,4 +1,4 @@
-"""Runs the Python of README.md as a newcomer would: block after block, in one session."""
+"""Runs the Python of README.md as a newcomer would: block after block, in one namespace."""
 
 import pathlib
 import re

@@ -30,7 +30,7 @@ class Result(NamedTuple):
     variables: `method.export(state)`.
     seconds: time spent in steps and in the signals they read, compilation excluded.
     compile_seconds: time spent in compilation.
-    steps: steps taken, over all sessions of a resumed run.
+    steps: steps taken, over all runs of a resumed one.
   """
 
   state: types.TrainState
