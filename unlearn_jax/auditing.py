@@ -127,9 +127,17 @@ def markdown(summary: Mapping[str, Any]) -> str:
       render.Section('All other statistics', (
           'Gap and verdict (P pass, F fail, ? inconclusive). They do not enter the overall verdict.',
           others)),
-      render.Section('Limits', (sorted({note for part in rows.values() for note in part['notes']}
-                                       ) or ['none noted by the audit'],)),
+      render.Section('Limits', (_limits(rows),)),
       render.Section('Data attribution', (summary['attribution'],))])
+
+
+def _limits(rows: Mapping[str, Any]) -> list[str]:
+  """Every note once, with the rows that it is about."""
+  about = collections.defaultdict(list)
+  for row, part in rows.items():
+    for note in part['notes']:
+      about[note].append(row)
+  return [f'{", ".join(names)}: {note}' for note, names in about.items()] or ['None noted.']
 
 
 def _number(value: float | None) -> str:
