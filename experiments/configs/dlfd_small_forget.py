@@ -18,4 +18,4 @@ def get_config(mode: str = ''):
   sizes = (4, 8) if mode == 'smoke' else (10, 30, 100, 300)
   return dlfd_omniglot.base(
       mode, 'dlfd_small_forget', dlfd_omniglot.tuned(), seeds=(0, 1),
-      cases={f'{size}_pictures': {'split': {'forget_records': size}} for size in sizes})
+      cases={f'{size:03d}_pictures': {'split': {'forget_records': size}} for size in sizes})
