@@ -75,7 +75,9 @@ class Task:
     context = {
         'example': self.example,
         'retain_steps': streams_lib.steps_per_epoch(count(*role), self.config.batch_size),
-        'forget_steps': streams_lib.steps_per_epoch(count('forget'), forget_batch)}
+        'forget_steps': streams_lib.steps_per_epoch(count('forget'), forget_batch),
+        'train_steps': streams_lib.steps_per_epoch(count('retain', 'forget'),
+                                                   self.config.batch_size)}
     return methods.get(config_lib.method_of(row) if row != 'original' else 'retrain')(
         self.model, **context, **settings)
 

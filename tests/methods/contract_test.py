@@ -26,13 +26,22 @@ SHORT = {
     'finetune': {'epochs': 1.0},
     'neg_grad': {'epochs': 1.0, 'learning_rate': 0.05},
     'neg_grad_plus': {'epochs': 1.0},
+    'random_label': {'epochs': 2},
+    'l1_sparse': {'epochs': 2, 'plain_epochs': 1},
+    'cf_k': {'epochs': 2.0, 'k': 1},
+    'eu_k': {'epochs': 2.0, 'k': 1},
+    'unsir': {'noise_size': 8, 'noise_steps': 2},
+    'bad_teacher': {'epochs': 2.0, 'optimizer': 'sgd', 'learning_rate': 0.1},
     'scrub': {'epochs': 3, 'max_epochs': 2, 'learning_rate': 0.05, 'optimizer': 'sgd',
               'weight_decay': 5e-4, 'decay_epochs': (1,)},
+    'ssd': {'alpha': 1.0},
+    'salun': {'epochs': 2},
     'dlfd': {'perturb_steps': 2, 'step_size': 0.02, 'threshold': 0.0, 'max_iterations': 10},
 }
 VARIANTS = {
     'scrub rewind': {**SHORT['scrub'], 'rewind': True},
     'scrub adam': {**SHORT['scrub'], 'optimizer': 'adam', 'learning_rate': 1e-3},
+    'bad_teacher adam': {**SHORT['bad_teacher'], 'optimizer': 'adam', 'learning_rate': 1e-3},
     'dlfd release': {**SHORT['dlfd'], 'reading': 'release', 'epochs': 2.0},
     'dlfd closed gate': {**SHORT['dlfd'], 'threshold': 9.0},
     'dlfd static': {**SHORT['dlfd'], 'dynamic': False, 'bounds': (0.0, 1.0)},
@@ -42,6 +51,10 @@ VARIANTS = {
 }
 CASES = {**{name: SHORT.get(name, {}) for name in methods.names()}, **VARIANTS}
 BATCH = 8
+# Leave some parameters as they are: earlier layers, or what their mask does not select.
+PARTIAL = ('cf_k', 'eu_k', 'ssd', 'salun')
+# Adam's first steps magnify the order in which devices add up.
+ADAM = ('adam', 'unsir')
 
 
 @functools.cache
@@ -92,7 +105,8 @@ class ContractTest(parameterized.TestCase):
     before, after = flat(variables['params']), flat(run(case).variables['params'])
     self.assertEqual(before.keys(), after.keys())
     self.assertTrue(all(np.isfinite(leaf).all() for leaf in after.values()))
-    self.assertTrue(all((before[name] != after[name]).any() for name in before))
+    moved = [(before[name] != after[name]).any() for name in before]
+    self.assertTrue(any(moved) if case in PARTIAL else all(moved))
 
   @parameterized.parameters(*CASES)
   def test_teacher_and_source_do_not_move(self, case):
@@ -165,7 +179,7 @@ class ContractTest(parameterized.TestCase):
     first, second = run(case, seed=3), run(case, seed=3)
     jax.tree.map(np.testing.assert_array_equal, flat(first.variables), flat(second.variables))
 
-  @parameterized.parameters(*(case for case in CASES if 'adam' not in case))
+  @parameterized.parameters(*(case for case in CASES if not any(word in case for word in ADAM)))
   def test_one_device_against_eight(self, case):
     one, eight = run(case, devices=1, net='cnn'), run(case, devices=8, net='cnn')
     for name, leaf in flat(one.variables).items():
@@ -196,15 +210,19 @@ class ContractTest(parameterized.TestCase):
       return {'image': rng.uniform(size=(BATCH, 2, 2, 1)).astype(np.float32),
               'label': rng.integers(0, 2, (BATCH, 3)).astype(np.float32),
               'id': np.arange(BATCH, dtype=np.int32), 'mask': np.ones(BATCH, np.float32)}
-    batch = {'retain': role(), 'forget': role()}
+    batch = {'retain': role(), 'forget': role(), 'train': role()}
     variables = model.init(jax.random.key(0), batch['retain'])
     method = methods.get(case.split()[0])(
         model, example=batch['retain'], retain_steps=2, forget_steps=2, **CASES[case])
     state, frozen = method.init(jax.random.key(0), variables)
-    for step in {phase.step: None for phase in method.phases if phase.enter is None}:
-      state, metrics = jax.jit(step)(state, frozen, batch)
-      for name, value in metrics.items():
-        self.assertTrue(np.isfinite(jax.tree.leaves(value)).all(), msg=name)
+    steps = {}
+    for phase in method.phases:
+      state = state if phase.enter is None else phase.enter(state)
+      if phase.step not in steps:
+        steps[phase.step] = jax.jit(phase.step)
+        state, metrics = steps[phase.step](state, frozen, batch)
+        for name, value in metrics.items():
+          self.assertTrue(np.isfinite(jax.tree.leaves(value)).all(), msg=name)
 
   def test_every_registered_method_is_here(self):
     self.assertContainsSubset(methods.names(), CASES)

@@ -25,12 +25,23 @@ SETTINGS = {
     'finetune': {'epochs': 3.0},
     'neg_grad': {'epochs': 6.0, 'learning_rate': 0.05},
     'neg_grad_plus': {'epochs': 3.0, 'learning_rate': 0.02, 'alpha': 0.8},
+    'random_label': {'epochs': 5, 'learning_rate': 0.02},
+    'l1_sparse': {'epochs': 5, 'learning_rate': 0.1, 'alpha': 3e-3},
+    'cf_k': {'epochs': 7.0, 'k': 2, 'learning_rate': 0.3},
+    'eu_k': {'epochs': 7.0, 'k': 2},
+    'unsir': {'learning_rate': 0.01, 'noise_size': 32, 'repair_epochs': 2.0},
+    'bad_teacher': {'epochs': 5.0, 'learning_rate': 1e-3},
     'scrub': SCRUB,
+    'ssd': {'alpha': 2.0},
+    'salun': {'epochs': 5, 'learning_rate': 0.02},
     'dlfd': DLFD,
 }
 BLIND = 'it reads retained data only'
 EXPECTS = {
     'retrain': {'forget data': BLIND},
+    'l1_sparse': {'forget data': BLIND},
+    'cf_k': {'forget data': BLIND},
+    'eu_k': {'forget data': BLIND},
     'finetune': {'forget data': BLIND,
                  'forget accuracy': 'the training loss is near 0: hardly anything moves'},
 }

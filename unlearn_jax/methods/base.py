@@ -149,10 +149,11 @@ def optimizer(name: str, learning_rate, *, momentum: float = 0.9, weight_decay: 
 
 
 def initial_state(key: types.Array, variables: types.Variables, tx: optax.GradientTransformation, *,
+                  learned: Mapping[str, types.PyTree] | None = None,
                   extra: types.PyTree | None = None,
                   signals: Mapping[str, float] | None = None) -> types.TrainState:
-  """A state that starts from `variables`, at step 0."""
-  params = {'model': variables['params']}
+  """A state that starts from `variables`, at step 0; `learned` are the trees beside the model."""
+  params = {'model': variables['params'], **(learned or {})}
   return types.TrainState(
       step=jnp.zeros((), jnp.int32),
       params=params,

@@ -7,24 +7,40 @@ import inspect
 
 from unlearn_jax import types
 from unlearn_jax.methods import base
+from unlearn_jax.methods.bad_teacher import bad_teacher
+from unlearn_jax.methods.cf_k import cf_k
 from unlearn_jax.methods.dlfd import dlfd
+from unlearn_jax.methods.eu_k import eu_k
 from unlearn_jax.methods.finetune import finetune
+from unlearn_jax.methods.l1_sparse import l1_sparse
 from unlearn_jax.methods.neg_grad import neg_grad
 from unlearn_jax.methods.neg_grad_plus import neg_grad_plus
+from unlearn_jax.methods.random_label import random_label
 from unlearn_jax.methods.retrain import retrain
+from unlearn_jax.methods.salun import salun
 from unlearn_jax.methods.scrub import scrub
+from unlearn_jax.methods.ssd import ssd
+from unlearn_jax.methods.unsir import unsir
 
 METHODS: Mapping[str, Callable[..., types.Method]] = {
     'retrain': retrain,
     'finetune': finetune,
     'neg_grad': neg_grad,
     'neg_grad_plus': neg_grad_plus,
+    'random_label': random_label,
+    'l1_sparse': l1_sparse,
+    'cf_k': cf_k,
+    'eu_k': eu_k,
+    'unsir': unsir,
+    'bad_teacher': bad_teacher,
     'scrub': scrub,
+    'ssd': ssd,
+    'salun': salun,
     'dlfd': dlfd,
 }
 
 # Facts about the data that whoever runs a method fills in; they are no settings.
-CONTEXT = ('example', 'retain_steps', 'forget_steps')
+CONTEXT = ('example', 'retain_steps', 'forget_steps', 'train_steps')
 
 # `budget='dlfd'`: one or two epochs for everybody, as in the DLFD paper. `'original'` keeps each
 # factory's own defaults.
@@ -34,7 +50,14 @@ BUDGETS: Mapping[str, Mapping[str, Mapping[str, object]]] = {
         'finetune': {'epochs': 2.0},
         'neg_grad': {'epochs': 1.0},
         'neg_grad_plus': {'epochs': 2.0},
+        'random_label': {'epochs': 2},
+        'l1_sparse': {'epochs': 2},
+        'cf_k': {'epochs': 2.0},
+        'eu_k': {'epochs': 2.0},
+        'unsir': {'impair_epochs': 1.0, 'repair_epochs': 2.0},
+        'bad_teacher': {'epochs': 2.0},
         'scrub': {'epochs': 2, 'max_epochs': 2, 'decay_epochs': ()},
+        'salun': {'epochs': 2},
         'dlfd': {'epochs': 1.0},
     },
 }
@@ -71,7 +94,7 @@ def get(name: str) -> Callable[..., types.Method]:
 
   Beside its own settings every factory takes `recover` (epochs of training on retained data
   afterwards, 0 for none) and `recover_learning_rate`. Context that a factory has no use for
-  (`example`, `retain_steps`, `forget_steps`) is ignored, so that one call serves all.
+  (`example`, `retain_steps`, `forget_steps`, `train_steps`) is ignored, so that one call serves all.
 
   Args:
     name: one of `names()`.

@@ -108,10 +108,11 @@ def fields(split: str) -> dict[str, np.ndarray]:
 
 def context(*, forget: int = SIZES['forget'], batch_size: int = BATCH,
             forget_batch_size: int = BATCH) -> dict:
-  """What a factory is told about the data: example, retain_steps, forget_steps."""
+  """What a factory is told about the data: example and the steps of each pass."""
   return {'example': task().example,
           'retain_steps': streams.steps_per_epoch(SIZES['retain'], batch_size),
-          'forget_steps': streams.steps_per_epoch(forget, forget_batch_size)}
+          'forget_steps': streams.steps_per_epoch(forget, forget_batch_size),
+          'train_steps': streams.steps_per_epoch(SIZES['retain'] + forget, batch_size)}
 
 
 def feed(*, forget: int = SIZES['forget'], batch_size: int = BATCH,
