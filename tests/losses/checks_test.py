@@ -77,6 +77,22 @@ class RefuseTest(parameterized.TestCase):
     with self.assertRaisesRegex(ValueError, message):
       checks.check_weights('mask', weights)
 
+  def test_mask(self):
+    checks.check_mask(np.eye(3))
+    checks.check_mask([[1, 0], [1, 0]], a=[0.5, 0.5], b=[1.0, 0.0])
+    checks.check_mask(np.ones((300, 301)))
+    for mask, weights, message in (
+        ([1, 0], {}, r'expected \[m, n\]'),
+        ([[1, 1], [0, 0]], {}, 'some rows that ask for mass: 1 of 2 entries, first at 1'),
+        ([[1, 0], [1, 0]], {}, 'some columns'),
+        ([[1, 1, 1], [1, 0, 0], [1, 0, 0]], {}, '0.33 of the mass finds no allowed place'),
+        (np.eye(2), {'a': [0.7, 0.3]}, '0.2 of the mass'),
+        (np.eye(2), {'a': [0.7, 0.7]}, 'a sums to 1.4'),
+        (np.eye(2), {'a': [1.0]}, '1 weights for a mask'),
+        (np.eye(2), {'b': [1.5, -0.5]}, 'b: negative')):
+      with self.assertRaisesRegex(ValueError, message):
+        checks.check_mask(mask, **weights)
+
 
 if __name__ == '__main__':
   absltest.main()

@@ -4,13 +4,21 @@ The golden plan is the output of DLFD's released `cost_matrix_cos` and `sinkhorn
 inputs that `waves` generates. `released` below restates that recursion in NumPy and float64.
 """
 
+import functools
+import os
+import re
+
+os.environ.setdefault('XLA_FLAGS', '--xla_force_host_platform_device_count=8')
+
 from absl.testing import absltest
 from absl.testing import parameterized
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from scipy import optimize
 
+from unlearn_jax.losses import checks
 from unlearn_jax.losses import transport
 
 RNG = np.random.default_rng(0)
@@ -235,6 +243,146 @@ class BothTest(parameterized.TestCase):
     for a, b in ((np.ones(5), None), (None, np.ones((5, 1)))):
       with self.assertRaisesRegex(AssertionError, 'Chex'):
         solve(COST, a, b, epsilon=0.1)
+
+
+def masked(cost, mask, a, b, epsilon, iterations):
+  """The masked iteration of KPG-RL and NCU in float64: columns, then rows; a constant off the mask."""
+  u, v = np.zeros(len(a)), np.zeros(len(b))
+  score = lambda: np.where(mask, (u[:, None] + v[None] - cost) / epsilon, -1e6)
+  log_sum = lambda x, axis: x.max(axis) + np.log(
+      np.exp(x - x.max(axis, keepdims=True)).sum(axis))
+  for _ in range(iterations):
+    v = v + epsilon * (np.log(b) - log_sum(score(), 0))
+    u = u + epsilon * (np.log(a) - log_sum(score(), 1))
+  return np.exp(score())
+
+
+class MaskedPlanTest(parameterized.TestCase):
+
+  def problem(self, seed, m=7, n=8):
+    rng = np.random.default_rng(seed)
+    mask = rng.uniform(size=(m, n)) < 0.7
+    mask[np.arange(m), np.arange(m)] = True
+    mask[:, -1] = np.arange(m) < 3
+    a, b = rng.uniform(0.5, 1.0, m), rng.uniform(0.5, 1.0, n)
+    return rng.uniform(size=(m, n)), mask, a / a.sum(), b / b.sum()
+
+  @parameterized.product(seed=(0, 1, 2, 3), epsilon=(0.03, 0.2), weighted=(False, True))
+  def test_against_a_masked_iteration_in_float64(self, seed, epsilon, weighted):
+    cost, mask, a, b = self.problem(seed)
+    if not weighted:
+      a, b = np.full(7, 1 / 7), np.full(8, 1 / 8)
+    given = (a, b) if weighted else ()
+    out = transport.masked_plan(cost, mask, *given, epsilon=epsilon, max_iterations=40,
+                                threshold=-1.0)
+    np.testing.assert_allclose(out.plan, masked(cost, mask, a, b, epsilon, 40), atol=1e-5)
+    self.assertEqual(np.abs(out.plan[~mask]).max(), 0.0)
+    self.assertEqual(int(out.iterations), 40)
+    np.testing.assert_allclose(out.cost, np.sum(out.plan * cost), rtol=1e-5)
+    np.testing.assert_allclose(out.row_error, np.abs(out.plan.sum(1) - a).sum(), atol=1e-6)
+    np.testing.assert_allclose(out.column_error, np.abs(out.plan.sum(0) - b).sum(), atol=1e-6)
+
+  @parameterized.parameters(0.05, 0.5)
+  def test_without_a_mask_it_is_sinkhorn(self, epsilon):
+    out = transport.masked_plan(COST, np.ones_like(COST), epsilon=epsilon, max_iterations=500)
+    plain = transport.sinkhorn_plan(COST, epsilon=epsilon, max_iterations=500)
+    np.testing.assert_allclose(out.plan, plain.plan, atol=1e-7)
+    self.assertTrue(out.converged)
+    self.assertEqual(int(out.iterations), int(plain.iterations))
+
+  def test_against_pot(self):
+    pot = pytest.importorskip('ot', reason='POT is in the extra `test`')
+    for epsilon in (0.02, 0.1):
+      expected = pot.bregman.sinkhorn_log(
+          np.full(4, 1 / 4), np.full(5, 1 / 5), COST.astype(np.float64), epsilon,
+          numItermax=20_000, stopThr=1e-11)
+      out = transport.masked_plan(COST, np.ones_like(COST), epsilon=epsilon, max_iterations=5000,
+                                  threshold=1e-6)
+      np.testing.assert_allclose(out.plan, expected, atol=1e-5)
+
+  def test_a_permutation_is_all_that_is_left(self):
+    mask = np.eye(3)[[1, 2, 0]]
+    out = transport.masked_plan(RNG.uniform(size=(3, 3)), mask, epsilon=0.03)
+    np.testing.assert_allclose(out.plan, mask / 3, atol=1e-6)
+    self.assertTrue(out.converged)
+
+  def test_what_is_forbidden_may_hold_anything(self):
+    cost, mask, a, b = self.problem(5)
+    expected = transport.masked_plan(cost, mask, a, b, epsilon=0.1)
+    for rubbish in (np.nan, np.inf, -1e30):
+      out = transport.masked_plan(np.where(mask, cost, rubbish), mask, a, b, epsilon=0.1)
+      np.testing.assert_array_equal(out.plan, expected.plan)
+      np.testing.assert_array_equal(out.cost, expected.cost)
+
+  @parameterized.named_parameters(
+      ('row', [[0, 0], [1, 1]], None), ('column', [[1, 0], [1, 0]], None), ('all', [[0, 0]] * 2, None),
+      ('marginals', [[1, 0], [0, 1]], [0.7, 0.3]))
+  def test_impossible_masks_give_a_finite_plan(self, mask, a):
+    mask = np.array(mask, bool)
+    given = None if a is None else np.array(a, np.float32)
+    function = lambda cost: transport.masked_plan(cost, mask, given, epsilon=0.1)
+    out = function(COST[:2, :2])
+    self.assertTrue(np.isfinite(out.plan).all())
+    self.assertFalse(out.converged)
+    self.assertGreater(out.row_error + out.column_error, 0.1)
+    self.assertTrue(np.isfinite(jax.grad(lambda c: function(c).cost)(COST[:2, :2])).all())
+    with self.assertRaises(ValueError):
+      checks.check_mask(mask, given)
+
+  def test_a_line_of_weight_0_may_forbid_everything(self):
+    mask = np.array([[1, 1], [0, 0]], bool)
+    out = transport.masked_plan(COST[:2, :2], mask, np.array([1.0, 0.0]), epsilon=0.1)
+    np.testing.assert_allclose(out.plan, [[0.5, 0.5], [0.0, 0.0]], atol=1e-6)
+    self.assertTrue(out.converged)
+
+  def test_gradient(self):
+    cost, mask, a, b = self.problem(6)
+    with jax.enable_x64(True):
+      function = lambda c: transport.masked_plan(
+          c, mask, a, b, epsilon=0.1, max_iterations=30, threshold=-1.0).cost
+      gradient = jax.grad(function)(cost)
+      direction = RNG.normal(size=cost.shape)
+      np.testing.assert_allclose(np.sum(gradient * direction), directional(
+          lambda c: float(function(c)), cost, direction), rtol=1e-5)
+    np.testing.assert_array_equal(gradient[~mask], 0.0)
+
+  def test_batched_scanned_and_in_the_dtype_of_its_inputs(self):
+    problems = [self.problem(seed) for seed in range(3)]
+    cost, mask, a, b = (np.stack(part) for part in zip(*problems))
+    solve = functools.partial(transport.masked_plan, epsilon=0.05, max_iterations=300)
+    alone = [solve(*problem).plan for problem in problems]
+    np.testing.assert_allclose(jax.vmap(solve)(cost, mask, a, b).plan, alone, atol=1e-5)
+    scanned = jax.lax.scan(lambda _, x: (_, solve(*x).plan), 0, jax.tree.map(
+        jnp.asarray, (cost.astype(np.float32), mask, a.astype(np.float32), b.astype(np.float32))))
+    np.testing.assert_allclose(scanned[1], alone, atol=1e-5)
+    with jax.enable_x64(True):
+      self.assertEqual(solve(*problems[0]).plan.dtype, np.float64)
+    self.assertEqual(solve(jnp.asarray(cost[0], jnp.bfloat16), mask[0]).plan.dtype, np.float32)
+
+  def test_sharded_by_rows(self):
+    """The plan of one device; between devices only vectors travel, never the matrix."""
+    m, n = 64, 65
+    mesh = jax.make_mesh((8,), ('data',), axis_types=(jax.sharding.AxisType.Auto,))
+    rows = jax.NamedSharding(mesh, jax.P('data'))
+    rng = np.random.default_rng(0)
+    cost = rng.uniform(size=(m, n)).astype(np.float32)
+    mask = rng.uniform(size=(m, n)) < 0.8
+    mask[np.arange(m), np.arange(m)] = mask[:3, -1] = True
+    solve = functools.partial(transport.masked_plan, epsilon=0.05, max_iterations=200)
+    expected = solve(cost, mask)
+    given = jax.device_put((cost, mask), rows)
+    jitted = jax.jit(solve)
+    out = jitted(*given)
+    np.testing.assert_allclose(out.plan, expected.plan, atol=1e-6)
+    self.assertEqual(out.plan.sharding.spec[0], 'data')
+    text = jitted.lower(*given).compile().as_text()
+    moved = re.findall(r'= (.*?) (?:all-reduce|all-gather|all-to-all|collective-permute|'
+                       r'reduce-scatter)(?:-start)?\(', text)
+    self.assertNotEmpty(moved)
+    for shapes in moved:
+      for dims in re.findall(r'\[([0-9,]*)\]', shapes):
+        size = int(np.prod([int(d) for d in dims.split(',') if d]))
+        self.assertLessEqual(size, max(m, n), msg=shapes)
 
 
 if __name__ == '__main__':

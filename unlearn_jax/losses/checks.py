@@ -123,3 +123,56 @@ def check_weights(name: str, weights) -> None:
     raise ValueError(f'{name}: negative in {_places(weights < 0)}; weights are at least 0')
   if not (weights > 0).any():
     raise ValueError(f'{name}: no positive weight, so nothing would count; select some records')
+
+
+def check_mask(mask, a=None, b=None) -> None:
+  """Refuses a transport mask through which the marginals cannot be met.
+
+  Whether they can is a maximum flow from rows to columns (weights rounded to 2^-30 of their sum).
+
+  Args:
+    mask: [m, n], True or 1 where mass may go.
+    a: [m] weights of the rows; None is uniform.
+    b: [n] weights of the columns; None is uniform.
+
+  Raises:
+    ValueError: wrong shapes, weights of different sums, a line of positive weight that allows
+      nothing (named), or marginals that the mask cannot meet (says how much is left over).
+  """
+  mask = np.asarray(mask).astype(bool)
+  if mask.ndim != 2:
+    raise ValueError(f'mask: expected [m, n], got shape {mask.shape}')
+  sides = []
+  for name, weights, size in (('a', a, mask.shape[0]), ('b', b, mask.shape[1])):
+    weights = np.full(size, 1.0 / size) if weights is None else _floats(name, weights)
+    check_weights(name, weights)
+    if len(weights) != size:
+      raise ValueError(f'{name}: {len(weights)} weights for a mask of shape {mask.shape}')
+    sides.append(weights.astype(np.float64))
+  totals = [side.sum() for side in sides]
+  if not np.isclose(*totals, rtol=1e-5):
+    raise ValueError(f'a sums to {totals[0]:g}, b to {totals[1]:g}; both sides carry the same mass')
+  for what, side, able in (('row', sides[0], mask.any(axis=1)), ('column', sides[1], mask.any(axis=0))):
+    if (dead := (side > 0) & ~able).any():
+      raise ValueError(f'mask: nothing is allowed for some {what}s that ask for mass: '
+                       f'{_places(dead)}. Allow something there, or give them weight 0.')
+  left = 1.0 - _flow(mask, *(side / side.sum() for side in sides))
+  if left > 1e-6:
+    raise ValueError(f'mask: {left:.2g} of the mass finds no allowed place, so the marginals cannot '
+                     'be met; allow more entries, or change the weights')
+
+
+def _flow(mask: np.ndarray, a: np.ndarray, b: np.ndarray) -> float:
+  """Largest mass that can go from rows to columns."""
+  from scipy import sparse  # JAX needs it too; only this check does here
+  from scipy.sparse import csgraph
+
+  scale = 2**30
+  rows, columns = np.nonzero(mask)
+  m, n = mask.shape
+  source, sink = m + n, m + n + 1
+  begin = np.concatenate([np.full(m, source), rows, m + np.arange(n)])
+  end = np.concatenate([np.arange(m), m + columns, np.full(n, sink)])
+  capacity = np.concatenate([np.rint(a * scale), np.full(len(rows), scale), np.rint(b * scale)])
+  graph = sparse.csr_array((capacity.astype(np.int32), (begin, end)), shape=(m + n + 2,) * 2)
+  return csgraph.maximum_flow(graph, source, sink).flow_value / scale

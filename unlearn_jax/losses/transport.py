@@ -34,6 +34,27 @@ class SinkhornPlan(NamedTuple):
   error: jax.Array
 
 
+class MaskedPlan(NamedTuple):
+  """A transport plan that stays off what is forbidden, and how it was found.
+
+  Attributes:
+    plan: T [m, n], at least 0, and exactly 0 where the mask forbids.
+    cost: scalar <T, C> over what is allowed, without the entropy term.
+    converged: bool scalar, whether the columns' error fell to the threshold and every line that
+      asks for mass may have some.
+    iterations: int32 scalar, iterations that were run.
+    row_error: scalar, sum_i |sum_j T_ij - a_i|.
+    column_error: scalar, sum_j |sum_i T_ij - b_j|.
+  """
+
+  plan: jax.Array
+  cost: jax.Array
+  converged: jax.Array
+  iterations: jax.Array
+  row_error: jax.Array
+  column_error: jax.Array
+
+
 @functools.cache
 def _ott() -> types.SimpleNamespace:
   """ott's pieces, imported on first use: they pull in Flax and matplotlib."""
@@ -171,6 +192,67 @@ def sinkhorn_plan(
                         inner_iterations=1, max_iterations=max_iterations, implicit_diff=None)
   out = solver(problem)
   return _outcome(out, problem.geom.transport_from_potentials(out.f, out.g), cost)
+
+
+@compiled(static=('max_iterations',), inline=False)
+def masked_plan(
+    cost: jax.Array, mask: jax.Array, a: jax.Array | None = None, b: jax.Array | None = None, *,
+    epsilon: jax.Array | float, max_iterations: int = 100, threshold: jax.Array | float = 1e-4,
+) -> MaskedPlan:
+  """`argmin <T, C> + epsilon sum_ij T_ij log T_ij` with T1 = a, T'1 = b, and T = 0 off the mask.
+
+  NCU's Eq. 7 with the masks of its Eq. 8 (the form of KPG-RL: T = M * T'). Solved as
+  `sinkhorn_plan`, by ott's Sinkhorn in the log domain, columns before rows; a forbidden entry has
+  infinite cost, so that nothing can move onto it and its gradient is 0. What stands in `cost` there
+  does not matter, NaN included.
+
+  A mask may make the marginals impossible. A line that allows nothing gets no mass, and any other
+  excess of demand is left over: the plan is finite, `converged` is False and the errors say by how
+  much. `checks.check_mask` tells beforehand, on the host.
+
+  With `cost` and `mask` sharded by rows, only potentials and sums of the columns travel between
+  devices. Gradient: through the plan, unrolled, with the limits of `sinkhorn_plan`.
+
+  Args:
+    cost: C [m, n], finite where allowed.
+    mask: [m, n], True or 1 where mass may go.
+    a: [m] weights of the rows, at least 0; None is uniform, 1/m.
+    b: [n] weights of the columns, with the sum of `a`; None is uniform, 1/n.
+    epsilon: strength of the entropy in units of the cost, > 0, traced.
+    max_iterations: static, at least 1.
+    threshold: largest L1 error of the marginals to stop at, traced.
+
+  Returns:
+    A `MaskedPlan`.
+
+  Raises:
+    AssertionError: shapes that do not fit.
+    ValueError: no iterations.
+  """
+  chex.assert_rank([cost, mask], 2)
+  chex.assert_equal_shape([cost, mask])
+  _check_iterations('masked_plan', max_iterations)
+  cost, allowed = floating(cost), jnp.asarray(mask).astype(bool)
+  a, b = _weights(a, cost.shape[0], cost), _weights(b, cost.shape[1], cost)
+  ott = _ott()
+  geom = ott.Geometry(jnp.where(allowed, cost, jnp.inf), epsilon=jnp.asarray(epsilon, cost.dtype))
+  # A line without any partner must ask for nothing: its potential would be infinite.
+  reachable = (jnp.any(allowed & (b > 0), axis=1), jnp.any(allowed & (a > 0)[:, None], axis=0))
+  served = [jnp.where(able, weights, 0.0) for able, weights in zip(reachable, (a, b))]
+  problem = ott.Problem(geom, *served)
+  solver = ott.Sinkhorn(lse_mode=True, threshold=jnp.asarray(threshold, cost.dtype),
+                        inner_iterations=1, max_iterations=max_iterations, implicit_diff=None)
+  out = solver(problem)
+  plan = jnp.where(allowed, geom.transport_from_potentials(out.f, out.g), 0.0)
+  row_error = jnp.sum(jnp.abs(jnp.sum(plan, axis=1) - a))
+  column_error = jnp.sum(jnp.abs(jnp.sum(plan, axis=0) - b))
+  possible = jnp.all(served[0] == a) & jnp.all(served[1] == b)
+  return MaskedPlan(
+      plan=plan, cost=jnp.sum(plan * jnp.where(allowed, cost, 0.0)),
+      converged=out.converged & possible,
+      iterations=jnp.sum((out.errors != -1).astype(jnp.int32)),
+      row_error=jax.lax.stop_gradient(row_error),
+      column_error=jax.lax.stop_gradient(column_error))
 
 
 @compiled(static=('max_iterations',), inline=False)
