@@ -41,10 +41,11 @@ CORE = [
 EXTRAS = {
     'report': [],  # nothing beyond the core: the main job draws its figures itself
     'audit': ['jax_privacy>=2.0'],
+    'bench': ['POT>=0.9', 'torch==2.13.0'],  # what our times are compared with
     'convert': ['safetensors>=0.5'],
     'federated': [],  # nothing beyond the core: a federated round is one jitted step
     'parity': ['torch==2.13.0'],  # golden values were made with this release
-    'test': ['jax_privacy>=2.0', 'pytest>=8', 'pytest-xdist>=3.5'],
+    'test': ['jax_privacy>=2.0', 'POT>=0.9', 'pytest>=8', 'pytest-xdist>=3.5'],
 }
 EXTRAS['all'] = sorted(set().union(*EXTRAS.values()))
 

@@ -1,8 +1,7 @@
-"""Every registered method's update against NumPy, on a network of two parameters.
+"""Updates of DLFD and of the plain methods against NumPy, on a network of two parameters.
 
 The references are written from the papers' formulas, in float64 and without JAX: losses as plain
-sums, all gradients by central differences, the optimizers and Sinkhorn anew. The network is
-logistic: z = (0, w1 x1 + w2 x2), with penultimate features (w1 x1, w2 x2).
+sums, all gradients by central differences, the optimizers and Sinkhorn anew; see `reference`.
 """
 
 from absl.testing import absltest
@@ -11,136 +10,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from tests.methods import reference
+from tests.methods.reference import DECAY
+from tests.methods.reference import MOMENTUM
+from tests.methods.reference import RATE
+from tests.methods.reference import SGD
+from tests.methods.reference import START
+from tests.methods.reference import Adam
+from tests.methods.reference import cross_entropy
+from tests.methods.reference import distillation
+from tests.methods.reference import gradient
+from tests.methods.reference import kept
+from tests.methods.reference import run
 from unlearn_jax import methods
-from unlearn_jax import types
 from unlearn_jax.losses import dlfd as dlfd_losses
-from unlearn_jax.train import loop
-from unlearn_jax.train import sharding
-
-START = np.array([1.5, -0.8])
-RATE, MOMENTUM, DECAY = 0.3, 0.9, 0.02
-
-
-def network():
-  def init(key, inputs):
-    del inputs
-    return {'params': {'w': jax.random.normal(key, (2,))}}
-
-  def apply(variables, inputs, *, train=False, rngs=None, method=None):
-    del train, rngs, method
-    features = variables['params']['w'] * inputs['image'][:, 0, 0, :]  # [B, 2]
-    z = jnp.sum(features, axis=1)
-    return {'logits': jnp.stack([jnp.zeros_like(z), z], axis=1), 'features': features}, variables
-
-  return types.Model(init, apply)
-
-
-def batch(role, step):
-  """x in [0, 1], labels, and one row of padding."""
-  size = {'retain': 5, 'forget': 4}[role]
-  rng = np.random.default_rng([len(role), step])
-  x = rng.uniform(size=(size, 2)).astype(np.float32)
-  y = rng.integers(0, 2, size).astype(np.int32)
-  mask = np.ones(size, np.float32)
-  mask[rng.integers(size)] = 0.0
-  return {'image': x[:, None, None, :], 'label': y, 'id': np.arange(size, dtype=np.int32),
-          'mask': mask}
-
-
-def kept(role, step):
-  """(x, y) of the records that count, in float64."""
-  fields = batch(role, step)
-  rows = fields['mask'] > 0
-  return fields['image'][rows, 0, 0].astype(np.float64), fields['label'][rows]
-
-
-def run(name, *, scores=None, **settings):
-  """The real loop.
-
-  Returns:
-    (w at the end, the w that a fresh initialisation has, the steps of the stream that were fed).
-  """
-  model = network()
-  example = {'image': np.zeros((1, 1, 1, 2), np.float32)}
-  method = methods.get(name)(model, example=example, **settings)
-  monitor = None
-  if scores is not None:  # the first call compiles
-    values = iter([scores[0], *scores])
-    monitor = types.Evaluator('monitor', lambda apply, variables: next(values), 1)
-  variables = {'params': {'w': jnp.asarray(START, jnp.float32)}}
-  key, fed = jax.random.key(5), []
-
-  def stream(*roles):
-    def read(step):
-      fed.append(step)
-      return {role: batch(role, step) for role in roles}
-    return read
-
-  result = loop.run(
-      method, variables, {'retain': stream('retain'), 'forget': stream('forget'),
-                          'pair': stream('retain', 'forget')},
-      key=key, apply=model.apply, mesh=sharding.make_mesh(1), monitor=monitor, show_progress=False)
-  fresh = np.asarray(model.init(key, example)['params']['w'], np.float64)
-  return np.asarray(result.variables['params']['w']), fresh, fed
-
-
-# The reference.
-
-
-def gradient(fn, at, step=1e-5):
-  """Central differences."""
-  found = np.zeros_like(at)
-  for index in np.ndindex(at.shape):
-    move = np.zeros_like(at)
-    move[index] = step
-    found[index] = (fn(at + move) - fn(at - move)) / (2 * step)
-  return found
-
-
-def logits(w, x):
-  z = x @ w
-  return np.stack([np.zeros_like(z), z], axis=1)
-
-
-def log_softmax(z):
-  return z - np.log(np.exp(z).sum(axis=1, keepdims=True))
-
-
-def cross_entropy(w, x, y):
-  """CE(y, f_w(x)), mean over records."""
-  return -np.mean(log_softmax(logits(w, x))[np.arange(len(y)), y])
-
-
-def distillation(w, teacher, x, temperature):
-  """T^2 KL(softmax(t / T) || softmax(s / T)), mean over records."""
-  log_t = log_softmax(logits(teacher, x) / temperature)
-  log_s = log_softmax(logits(w, x) / temperature)
-  return temperature**2 * np.mean(np.sum(np.exp(log_t) * (log_t - log_s), axis=1))
-
-
-class SGD:
-  """PyTorch's: L2 decay enters the gradient before momentum."""
-
-  def __init__(self, rate, momentum=0.0, decay=0.0):
-    self.rate, self.momentum, self.decay, self.velocity = rate, momentum, decay, 0.0
-
-  def __call__(self, w, g, factor=1.0):
-    self.velocity = self.momentum * self.velocity + g + self.decay * w
-    return w - factor * self.rate * self.velocity
-
-
-class Adam:
-  """Kingma and Ba 2015, Algorithm 1, with L2 decay in the gradient."""
-
-  def __init__(self, rate, decay=0.0):
-    self.rate, self.decay, self.m, self.v, self.t = rate, decay, 0.0, 0.0, 0
-
-  def __call__(self, w, g, factor=1.0):
-    g = g + self.decay * w
-    self.t += 1
-    self.m, self.v = 0.9 * self.m + 0.1 * g, 0.999 * self.v + 0.001 * g**2
-    m, v = self.m / (1 - 0.9**self.t), self.v / (1 - 0.999**self.t)
-    return w - factor * self.rate * m / (np.sqrt(v) + 1e-8)
 
 
 def cosine_cost(x, y):
@@ -345,10 +228,12 @@ class ReferenceTest(parameterized.TestCase):
     np.testing.assert_allclose(value, distance(x), rtol=2e-5)
     np.testing.assert_allclose(slope, gradient(distance, x), rtol=1e-3, atol=1e-4)
 
-  def test_every_registered_method_is_here(self):
-    tested = {name.split('test_')[1] for name in dir(self) if name.startswith('test_')}
-    for name in methods.names():
-      self.assertTrue(any(test.startswith(name) for test in tested), name)
+  def test_every_registered_method_has_a_reference(self):
+    self.assertCountEqual([name for names in reference.WHERE.values() for name in names],
+                          methods.names())
+
+  def test_methods_of_this_file(self):
+    reference.check_covered(self, 'reference_test')
 
 
 if __name__ == '__main__':

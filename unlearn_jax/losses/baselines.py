@@ -250,9 +250,9 @@ def unsir_noise(
   """
   chex.assert_rank(logits, 2)
   chex.assert_equal_shape_prefix([logits, noise], 1)
-  size = jnp.sum(floating(noise).reshape(noise.shape[0], -1) ** 2, axis=1)
-  return (-cross_entropy(logits, labels, where=where)
-          + weight * masked_mean(kept(size, where), where))
+  noise = kept(floating(noise), where)
+  size = jnp.sum(noise.reshape(noise.shape[0], -1) ** 2, axis=1)
+  return -cross_entropy(logits, labels, where=where) + weight * masked_mean(size, where)
 
 
 @compiled()
@@ -263,10 +263,11 @@ def l1_norm(params: PyTree) -> jax.Array:
     params: nested dicts of arrays.
 
   Returns:
-    Scalar, at least 0; its gradient at 0 is 0.
+    Scalar, float32 at least; its gradient at 0 is 0.
   """
   # |x| has gradient sign(0) = 1 at 0 in JAX; PyTorch's, and a subgradient of least norm, is 0.
-  return sum(jnp.sum(jnp.where(leaf == 0, 0.0, jnp.abs(leaf))) for leaf in jax.tree.leaves(params))
+  return sum(jnp.sum(jnp.where(leaf == 0, 0.0, jnp.abs(leaf)))
+             for leaf in map(floating, jax.tree.leaves(params)))
 
 
 def importance(apply_loss: Callable, params: PyTree, batches: Iterable) -> PyTree:

@@ -23,8 +23,8 @@ def bad_teacher(model: types.Model, *, example: types.Inputs, retain_steps: int 
   train mode; the mean runs over records and classes (`losses.baselines.bad_teacher`). DLFD's own
   Bad-T is another method.
 
-  A batch holds a retain and a forget part; their losses are weighted as their shares of that union
-  (ours), so that the mean over an epoch is the release's whatever the sizes of the parts.
+  A batch holds a retain and a forget part; their records are weighted so that the parts count as in
+  that union (ours), whatever the sizes of batches and sets.
 
   Args:
     model: the network.
@@ -46,7 +46,8 @@ def bad_teacher(model: types.Model, *, example: types.Inputs, retain_steps: int 
   steps = base.total_steps(epochs * retain_share, retain_steps)
   tx = base.optimizer(optimizer, learning_rate, momentum=momentum, weight_decay=weight_decay,
                       steps=steps, schedule=schedule)
-  forget_weight = forget_steps / (forget_steps + retain_share * retain_steps)
+  # A batch stands for its share of a pass: as many like it make up D_f, or the share of D_r.
+  weights = (retain_share * retain_steps, float(forget_steps))
 
   def objective(params, *, state, frozen, batch, key):
     roles = [base.fields(batch, role, 'bad_teacher') for role in ('retain', 'forget')]
@@ -58,12 +59,10 @@ def bad_teacher(model: types.Model, *, example: types.Inputs, retain_steps: int 
     sizes = [len(role['mask']) for role in roles]
     is_forget = jnp.repeat(jnp.array([False, True]), jnp.array(sizes),
                            total_repeat_length=sum(sizes))
-    share = [weight / jnp.maximum(jnp.sum(role['mask']), 1.0) * role['mask']
-             for weight, role in zip((1 - forget_weight, forget_weight), roles)]
     loss = baselines.bad_teacher(
         student['logits'], competent['logits'], incompetent['logits'], is_forget,
-        temperature=temperature, where=jnp.concatenate(share),
-        multi_label=inputs['label'].ndim == 2)
+        temperature=temperature, multi_label=inputs['label'].ndim == 2,
+        where=jnp.concatenate([w * role['mask'] for w, role in zip(weights, roles)]))
     logits = jnp.split(student['logits'], (sizes[0],))
     return loss, ({'accuracy': base.accuracy(logits[0], roles[0]),
                    'accuracy_forget': base.accuracy(logits[1], roles[1])}, collections)

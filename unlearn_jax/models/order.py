@@ -1,4 +1,4 @@
-"""The layers of a network in the order in which it uses them, for methods that count from the end."""
+"""The layers of a network in the order of use, for methods that count from the end."""
 
 import jax
 
@@ -75,18 +75,29 @@ def last(model: types.Model, example: types.Inputs, count: int) -> tuple[tuple[s
 
 
 def _used(jaxpr, names) -> list[str]:
-  """Names of the tracked variables of a jaxpr, by first use, inner jaxprs included."""
+  """Names of the tracked variables that the outputs depend on, by first use.
+
+  Inner jaxprs are walked too.
+  """
+  needed, live = set(_variables(jaxpr.outvars)), []
+  for equation in reversed(jaxpr.eqns):
+    if needed.intersection(equation.outvars):
+      needed.update(_variables(equation.invars))
+      live.append(equation)
   found = []
-  for equation in jaxpr.eqns:
-    used = [v for v in equation.invars if not hasattr(v, 'val') and v in names]
-    if not used:
-      continue
-    inner = next((value for value in equation.params.values() if hasattr(value, 'jaxpr')), None)
-    inner = getattr(inner, 'jaxpr', None)
-    if len(used) > 1 and inner is not None and len(inner.invars) == len(equation.invars):
-      within = {inside: names[outside] for inside, outside in zip(inner.invars, equation.invars)
-                if not hasattr(outside, 'val') and outside in names}
-      found += _used(inner, within)
+  for equation in reversed(live):
+    # jit holds a closed jaxpr, checkpoint an open one; a while loop has two and is left whole.
+    inner = [getattr(value, 'jaxpr', value) for value in equation.params.values()
+             if hasattr(value, 'eqns')]
+    if len(inner) == 1 and len(inner[0].invars) == len(equation.invars):
+      found += _used(inner[0], {
+          inside: names[outside] for inside, outside in zip(inner[0].invars, equation.invars)
+          if outside in _variables(equation.invars) and outside in names})
     else:
-      found += [names[v] for v in used]
+      found += [names[v] for v in _variables(equation.invars) if v in names]
   return list(dict.fromkeys(found))
+
+
+def _variables(atoms) -> list:
+  """Without literals, which have no hash."""
+  return [atom for atom in atoms if not hasattr(atom, 'val')]
