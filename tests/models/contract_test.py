@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from unlearn_jax import types
 from unlearn_jax.models import contract
 from unlearn_jax.models import surgery
 
@@ -176,6 +177,55 @@ class NnxStreamsTest(absltest.TestCase):
   def test_a_stream_without_a_key_is_an_error(self):
     with self.assertRaisesRegex(ValueError, "stream 'dropout' in train mode"):
       self.model.apply(self.variables, self.fields, train=True)
+
+
+class NormalizedTest(parameterized.TestCase):
+
+  @parameterized.product(name=tuple(MODELS), train=(False, True))
+  def test_is_the_model_on_normalised_pictures(self, name, train):
+    model, fields = MODELS[name](), batch()
+    mean, std = contract.STATISTICS['imagenet']
+    normalized = contract.normalized(model, mean, std)
+    prepared = {**fields, 'image': (fields['image'] - jnp.array(mean)) / jnp.array(std)}
+    variables = normalized.init(jax.random.key(1), fields)
+    for a, b in zip(jax.tree.leaves(variables), jax.tree.leaves(
+        model.init(jax.random.key(1), prepared)), strict=True):
+      np.testing.assert_array_equal(a, b)
+    found = normalized.apply(variables, fields, train=train, rngs=RNGS)
+    expected = model.apply(variables, prepared, train=train, rngs=RNGS)
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+      np.testing.assert_array_equal(a, b)
+    norm, _ = normalized.apply(variables, fields, method='norm')
+    np.testing.assert_allclose(norm['norm'], jnp.sum(prepared['image']**2), rtol=1e-6)
+
+  def test_gradient_is_in_pixels(self):
+    model = MODELS['linen']()
+    fields, (mean, std) = batch(), contract.STATISTICS['imagenet']
+    variables = model.init(jax.random.key(1), fields)
+
+    def slope(apply, image):
+      return jax.grad(lambda x: apply(variables, {'image': x})[0]['logits'].sum())(image)
+
+    inner = slope(model.apply, (fields['image'] - jnp.array(mean)) / jnp.array(std))
+    np.testing.assert_allclose(slope(contract.normalized(model, mean, std).apply, fields['image']),
+                               inner / jnp.array(std), rtol=1e-5)
+
+  def test_half_maps_to_minus_one_to_one_for_any_channels(self):
+    seen = contract.normalized(types.Model(None, lambda v, x, **_: (x, v)),
+                               *contract.STATISTICS['half'])
+    for channels in (1, 3):
+      image = jnp.linspace(0, 1, 4 * channels).reshape(1, 2, 2, channels)
+      np.testing.assert_allclose(seen.apply({}, {'image': image})[0]['image'], 2 * image - 1,
+                                 atol=1e-6)
+
+  def test_wrong_numbers(self):
+    model = MODELS['linen']()
+    normalized = contract.normalized(model, *contract.STATISTICS['imagenet'])
+    with self.assertRaisesRegex(ValueError, '3 channels, the pictures 1'):
+      normalized.init(jax.random.key(0), {'image': jnp.zeros((4, 2, 2, 1))})
+    for mean, std in (((0.5,), (0.5, 0.5)), ((), ()), ((0.5,), (0.0,))):
+      with self.assertRaisesRegex(ValueError, 'same number of values, and positive'):
+        contract.normalized(model, mean, std)
 
 
 if __name__ == '__main__':

@@ -10,12 +10,16 @@ from unlearn_jax import types
 # name -> (module, factory); explicit, and nothing is imported before it is asked for.
 _FACTORIES = {
     'cnn': ('cnn', 'cnn'),
+    'densenet121': ('densenet', 'densenet121'),
+    'efficientnet_b0': ('efficientnet', 'efficientnet_b0'),
     'mlp': ('mlp', 'mlp'),
     'resnet18': ('resnet', 'resnet18'),
     'resnet34': ('resnet', 'resnet34'),
     'resnet50': ('resnet', 'resnet50'),
+    'vit': ('vit', 'vit'),
 }
-_MODULES = ('cnn', 'contract', 'cpu_conv', 'layers', 'mlp', 'resnet', 'surgery')
+_MODULES = ('cnn', 'contract', 'cpu_conv', 'densenet', 'efficientnet', 'layers', 'mlp', 'order',
+            'resnet', 'surgery', 'vit')
 __all__ = ('arguments', 'factory', 'get', 'names', *_MODULES)
 
 

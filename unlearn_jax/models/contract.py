@@ -11,6 +11,12 @@ import jax.numpy as jnp
 
 from unlearn_jax import types
 
+# name -> mean and standard deviation of pixels in [0, 1], per channel or for all
+STATISTICS = {
+    'imagenet': ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),  # torchvision's
+    'half': ((0.5,), (0.5,)),  # to [-1, 1]
+}
+
 
 def _pick(fields: types.Inputs, wanted: Sequence[str]) -> tuple[types.Array, ...]:
   for name in wanted:
@@ -168,5 +174,40 @@ def from_nnx(make: Callable[[nnx.Rngs], nnx.Module], inputs: Sequence[str] = ('i
       return _check_outputs(outputs), variables
     updated = to_dicts(nnx.split(module)[1])
     return _check_outputs(outputs), {**updated, 'params': variables['params']}
+
+  return types.Model(init, apply)
+
+
+def normalized(model: types.Model, mean: Sequence[float], std: Sequence[float]) -> types.Model:
+  """The model on pictures `(x - mean) / std`; it is given pictures in [0, 1].
+
+  As a part of the model, normalisation leaves the data in one unit for everybody: a perturbation of
+  size α in pixels is one of α / std in what the network sees.
+
+  Args:
+    model: reads the field `image` [..., C].
+    mean: one value per channel, or one for all.
+    std: likewise, positive.
+
+  Raises:
+    ValueError: a wrong number of values, here or for the pictures on init and apply; a deviation
+      that is not positive.
+  """
+  if len(mean) != len(std) or not len(mean) or min(std) <= 0:
+    raise ValueError('mean and std need the same number of values, and positive deviations; got '
+                     f'{tuple(mean)} and {tuple(std)}')
+
+  def prepare(fields: types.Inputs) -> types.Inputs:
+    image, = _pick(fields, ('image',))
+    if len(mean) not in (1, image.shape[-1]):
+      raise ValueError(f'normalisation has {len(mean)} channels, the pictures {image.shape[-1]}')
+    return {**fields, 'image': (image - jnp.asarray(mean, image.dtype)) / jnp.asarray(
+        std, image.dtype)}
+
+  def init(key, fields):
+    return model.init(key, prepare(fields))
+
+  def apply(variables, fields, **kwargs):
+    return model.apply(variables, prepare(fields), **kwargs)
 
   return types.Model(init, apply)

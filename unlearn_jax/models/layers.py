@@ -9,34 +9,40 @@ from unlearn_jax.models import cpu_conv
 
 # conv -> ReLU networks: He's normal by fan out, as torchvision initialises its convolutions.
 he_fan_out = nn.initializers.variance_scaling(2.0, 'fan_out', 'normal')
+he_fan_in = nn.initializers.variance_scaling(2.0, 'fan_in', 'normal')
 # PyTorch's Linear: uniform in +-1/sqrt(fan in), weight and bias alike.
-_uniform_fan_in = nn.initializers.variance_scaling(1 / 3, 'fan_in', 'uniform')
+uniform_fan_in = nn.initializers.variance_scaling(1 / 3, 'fan_in', 'uniform')
 
+STEMS = ('imagenet', 'cifar')
 COMPUTE_DTYPES = ('float32', 'bfloat16', 'float16')
 
 
-def linear(features: jax.Array, num_outputs: int, *, name: str) -> jax.Array:
-  """The head: float32 logits from float32 features, initialised as PyTorch's Linear.
+def linear(features: jax.Array, num_outputs: int, *, name: str, kernel_init=uniform_fan_in,
+           bias_init=None) -> jax.Array:
+  """The head: float32 logits from float32 features, initialised as PyTorch's Linear unless told.
 
   Args:
     features: [B, D] float32.
     num_outputs: classes, or attributes of a multi-attribute head (trained with sigmoids).
     name: of the sub-module of the calling `nn.compact` method.
+    kernel_init: of the weight.
+    bias_init: of the bias; None is PyTorch's, uniform in +-1/sqrt(D).
 
   Returns:
     [B, num_outputs] float32.
   """
   bound = features.shape[-1]**-0.5
 
-  def bias_init(key, shape, dtype):
+  def uniform(key, shape, dtype):
     return jax.random.uniform(key, shape, dtype, -bound, bound)
 
-  return nn.Dense(num_outputs, kernel_init=_uniform_fan_in, bias_init=bias_init,
+  return nn.Dense(num_outputs, kernel_init=kernel_init, bias_init=bias_init or uniform,
                   dtype=jnp.float32, name=name)(features)
 
 
-def conv(features: int, kernel: int, *, stride: int = 1, dtype, name: str) -> nn.Conv:
-  """A convolution without bias and with PyTorch's padding.
+def conv(features: int, kernel: int, *, stride: int = 1, groups: int = 1, bias: bool = False,
+         kernel_init=he_fan_out, dtype, name: str) -> nn.Conv:
+  """A convolution with PyTorch's padding; depthwise where `groups` is the number of channels.
 
   `SAME` would pad a stride-2 convolution of an even picture on one side only, PyTorch pads
   kernel // 2 on both: weights would carry over, outputs would not.
@@ -44,8 +50,8 @@ def conv(features: int, kernel: int, *, stride: int = 1, dtype, name: str) -> nn
   pad = kernel // 2
   cpu = cpu_conv.conv_general_dilated if jax.default_backend() == 'cpu' else None
   return nn.Conv(features, (kernel, kernel), strides=stride, padding=((pad, pad), (pad, pad)),
-                 use_bias=False, kernel_init=he_fan_out, dtype=dtype, name=name,
-                 conv_general_dilated=cpu)
+                 feature_group_count=groups, use_bias=bias, kernel_init=kernel_init, dtype=dtype,
+                 name=name, conv_general_dilated=cpu)
 
 
 def batch_norm(*, train: bool, dtype, name: str) -> nn.BatchNorm:
@@ -85,3 +91,16 @@ def check_positive(model: str, **values) -> None:
       raise TypeError(f'{model}: {name} must be an int, got {value!r}')
     if value < 1:
       raise ValueError(f'{model}: {name} must be at least 1, got {value}')
+
+
+def check_rate(model: str, **values) -> None:
+  """Raises ValueError unless every probability given by name lies in [0, 1)."""
+  for name, value in values.items():
+    if not 0 <= value < 1:
+      raise ValueError(f'{model}: {name} must lie in [0, 1), got {value}')
+
+
+def check_stem(model: str, stem: str) -> None:
+  """Raises ValueError unless `stem` is one of `STEMS`."""
+  if stem not in STEMS:
+    raise ValueError(f'{model}: stem is one of {", ".join(STEMS)}, got {stem!r}')

@@ -52,7 +52,6 @@ def mlp(*, num_outputs: int, hidden: Sequence[int] = (256, 256), dropout: float 
     raise TypeError(f'mlp: hidden must be a sequence of ints, got {hidden!r}')
   layers.check_positive('mlp', num_outputs=num_outputs,
                         **{f'hidden[{i}]': width for i, width in enumerate(hidden)})
-  if not 0 <= dropout < 1:
-    raise ValueError(f'mlp: dropout must lie in [0, 1), got {dropout}')
+  layers.check_rate('mlp', dropout=dropout)
   return contract.from_linen(
       MLP(num_outputs, tuple(hidden), dropout, layers.dtype_of('mlp', compute_dtype)))

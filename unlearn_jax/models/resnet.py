@@ -13,8 +13,6 @@ from unlearn_jax import types
 from unlearn_jax.models import contract
 from unlearn_jax.models import layers
 
-STEMS = ('imagenet', 'cifar')
-
 
 class Downsample(nn.Module):
   """The projection of a shortcut: 1x1 convolution `0` and batch norm `1`, torchvision's names."""
@@ -43,12 +41,14 @@ class Block(nn.Module):
     plan = (((self.width, 1, 1), (self.width, 3, self.stride), (4 * self.width, 1, 1))
             if self.bottleneck else ((self.width, 3, self.stride), (self.width, 3, 1)))
     shortcut = x
-    if self.stride != 1 or x.shape[-1] != plan[-1][0]:
-      shortcut = Downsample(plan[-1][0], self.stride, self.dtype, name='downsample')(x, train=train)
     for number, (features, kernel, stride) in enumerate(plan, start=1):
       x = layers.conv(features, kernel, stride=stride, dtype=self.dtype, name=f'conv{number}')(x)
       x = layers.batch_norm(train=train, dtype=self.dtype, name=f'bn{number}')(x)
       x = nn.relu(x) if number < len(plan) else x
+    # Last, as torchvision defines it: methods that count layers from the end go by the order of use.
+    if shortcut.shape != x.shape:
+      shortcut = Downsample(x.shape[-1], self.stride, self.dtype,
+                            name='downsample')(shortcut, train=train)
     return nn.relu(x + shortcut)
 
 
@@ -98,8 +98,7 @@ class ResNet(nn.Module):
 def _build(name: str, blocks: tuple[int, ...], bottleneck: bool, *, num_outputs: int, width: int,
            stem: str, compute_dtype: str) -> types.Model:
   layers.check_positive(name, num_outputs=num_outputs, width=width)
-  if stem not in STEMS:
-    raise ValueError(f'{name}: stem is one of {", ".join(STEMS)}, got {stem!r}')
+  layers.check_stem(name, stem)
   return contract.from_linen(ResNet(num_outputs, blocks, bottleneck, width, stem,
                                     layers.dtype_of(name, compute_dtype)))
 
