@@ -16,6 +16,9 @@ from unlearn_jax import experiment
 
 EXPERIMENTS = pathlib.Path(__file__).resolve().parents[1] / 'experiments'
 NAMES = sorted(path.stem for path in (EXPERIMENTS / 'configs').glob('[a-z]*.py'))
+# Their data cannot be fetched everywhere, or they take an accelerator: nothing of them is committed.
+NOT_RUN = ('cifar10', 'cifar100', 'dlfd_age', 'dlfd_emotion', 'dlfd_gender', 'dlfd_multiattr',
+           'fashion_mnist', 'svhn')
 CACHE = tempfile.mkdtemp()
 
 
@@ -34,7 +37,7 @@ class ConfigsTest(parameterized.TestCase):
       config = module.get_config(mode)
       config_lib.check(config)
       self.assertEqual(config.name, name)
-    self.assertIn(name, make_results.CONFIGS)
+    self.assertNotEqual(name in make_results.CONFIGS, name in NOT_RUN)
 
   @parameterized.parameters(*NAMES)
   @pytest.mark.slow

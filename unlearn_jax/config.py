@@ -12,6 +12,7 @@ from ml_collections import config_dict
 from unlearn_jax import methods
 from unlearn_jax.data import splits
 from unlearn_jax.methods import registry
+from unlearn_jax.models import contract
 
 VARIANT = '-'  # 'dlfd-alone' is a row of its own, run by the method 'dlfd'
 BUILTIN = ('original', 'retrain')
@@ -30,9 +31,10 @@ def experiment(*, name: str, data: Mapping[str, Any], split: Mapping[str, Any], 
 
   Args:
     name: of the experiment; names its results.
-    data: `name` of a source, and any of `label_noise`, `seed`, `image_size`, `augment`.
-    split: `kind` (`identity`, `class`, `random`), `seed`, and that kind's arguments, see
-      `data.splits`.
+    data: `name` of a source, and any of `label_noise`, `seed`, `image_size`, `augment`, and
+      `normalize` (a name in `models.contract.STATISTICS`; pictures stay in [0, 1]).
+    split: `kind` (`identity`, `class`, `random`, `published`), `seed`, and that kind's arguments,
+      see `data.splits`.
     model: a registered model.
     model_args: its arguments.
     train: the recipe of the original and the retrained model: settings of `retrain`.
@@ -54,7 +56,8 @@ def experiment(*, name: str, data: Mapping[str, Any], split: Mapping[str, Any], 
       'name': name,
       'data_dir': '',
       'cache_dir': '',
-      'data': {'name': '', 'label_noise': 0.0, 'seed': 0, 'image_size': 0, 'augment': ()},
+      'data': {'name': '', 'label_noise': 0.0, 'seed': 0, 'image_size': 0, 'augment': (),
+               'normalize': ''},
       'split': _split(split),
       'model': model,
       'model_args': dict(model_args or {}),
@@ -157,6 +160,9 @@ def check(config: config_dict.ConfigDict) -> None:
   for field in ('batch_size', 'log_every'):
     if config[field] < 1:
       raise ValueError(f'config.{field} must be at least 1, got {config[field]}')
+  if config.data.normalize and config.data.normalize not in contract.STATISTICS:
+    raise ValueError(f'config.data.normalize {config.data.normalize!r}'
+                     f'{registry.suggestion(config.data.normalize, contract.STATISTICS)}')
   for row in config.methods:
     if row in BUILTIN:
       raise ValueError(f'config.methods names {row!r}, which every experiment runs anyway; its '

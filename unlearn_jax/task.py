@@ -23,6 +23,7 @@ from unlearn_jax.data import sources
 from unlearn_jax.data import splits as splits_lib
 from unlearn_jax.data import streams as streams_lib
 from unlearn_jax.evals import privacy
+from unlearn_jax.models import contract
 from unlearn_jax.train import checkpoint
 from unlearn_jax.train import loop
 from unlearn_jax.train import sharding
@@ -47,9 +48,9 @@ class Task:
   workdir: str
 
   @functools.cached_property
-  def fields(self) -> dict[str, dict[str, np.ndarray]]:
-    """Split -> image and label arrays."""
-    return {name: {key: self.source.fields[key][self.splits.indices[name]]
+  def fields(self) -> dict[str, dict[str, Any]]:
+    """Split -> image and label arrays; pictures held as bytes stay so."""
+    return {name: {key: sources.take(self.source.fields[key], self.splits.indices[name])
                    for key in ('image', 'label')}
             for name in EVALUATED if len(self.splits.indices.get(name, ()))}
 
@@ -91,6 +92,8 @@ def load(config: config_dict.ConfigDict, workdir: str) -> Task:
                for key, value in config.split.items() if key != 'kind' and value is not None}
   splits = splits_lib.KINDS[config.split.kind](source, **arguments)
   model = models.get(config.model, num_outputs=source.num_classes, **config.model_args.to_dict())
+  if data.normalize:
+    model = contract.normalized(model, *contract.STATISTICS[data.normalize])
   mesh = sharding.make_mesh(config.devices or None)
   task = Task(config, source, splits, model, mesh, workdir)
   for row in ('original', 'retrain', *config.rows):
@@ -148,6 +151,7 @@ def anchor(task: Task, row: str, seed: int) -> tuple[types.Variables, dict[str, 
   facts = {'source': task.source.content_hash(), 'ids': hashlib.sha256(ids.tobytes()).hexdigest(),
            'settings': json.loads(json.dumps(settings)), 'seed': seed, 'devices': task.mesh.size,
            'version': unlearn_jax.__version__, 'augment': config['data']['augment'],
+           **({'normalize': config['data']['normalize']} if config['data']['normalize'] else {}),
            **{key: config[key] for key in ('model', 'model_args', 'batch_size')}}
   directory = os.path.join(cache_dir(task.config), 'models',
                            f'{row}-{workdir_lib.fingerprint(facts)}')

@@ -122,6 +122,58 @@ class ValidateTest(absltest.TestCase):
       self.with_fields(image=np.zeros((160, 8, 8, 1), np.uint8)).validate()
 
 
+class PicturesTest(absltest.TestCase):
+
+  def setUp(self):
+    super().setUp()
+    self.values = np.random.default_rng(0).integers(0, 256, (20, 4, 5, 3), dtype=np.uint8)
+    self.expected = self.values.astype(np.float32) / np.float32(255)
+
+  def test_reads_like_a_float_array(self):
+    pictures = sources.Pictures(self.values)
+    self.assertEqual((pictures.shape, pictures.dtype), ((20, 4, 5, 3), np.float32))
+    self.assertLen(pictures, 20)
+    for index in (3, slice(2, 9, 3), np.array([5, 1, 5]), np.arange(20) % 2 == 0, (slice(3), 1)):
+      found = pictures[index]
+      self.assertEqual(found.dtype, np.float32)
+      np.testing.assert_array_equal(found, self.expected[index])
+    np.testing.assert_array_equal(np.asarray(pictures), self.expected)
+    self.assertEqual(np.asarray(pictures, np.float64).dtype, np.float64)
+    with self.assertRaisesRegex(ValueError, 'always a copy'):
+      np.array(pictures, copy=False)
+
+  def test_take_keeps_the_bytes(self):
+    pictures = sources.Pictures(self.values)
+    part = sources.take(pictures, np.array([4, 2]))
+    self.assertIsInstance(part, sources.Pictures)
+    np.testing.assert_array_equal(part.bytes, self.values[[4, 2]])
+    np.testing.assert_array_equal(sources.take(self.expected, np.array([4, 2])),
+                                  self.expected[[4, 2]])
+
+  def test_source_and_hash_do_not_depend_on_how_they_are_held(self):
+    label = (np.arange(20) % 3).astype(np.int32)
+
+    def made(image):
+      return sources.Source('a', {'image': image, 'label': label}, np.arange(20).astype(str), 3, '')
+
+    held, plain = made(sources.Pictures(self.values)), made(self.expected)
+    held.validate()
+    self.assertEqual(held.content_hash(), plain.content_hash())
+    with mock.patch.object(sources, '_HASHED_AT_ONCE', 1000):  # a few pictures at a time
+      self.assertEqual(made(sources.Pictures(self.values)).content_hash(), plain.content_hash())
+    self.values[7, 0, 0, 0] ^= 1
+    self.assertNotEqual(made(sources.Pictures(self.values)).content_hash(), plain.content_hash())
+
+  def test_three_equal_channels_in_the_memory_of_one(self):
+    grey = sources.Pictures(np.broadcast_to(self.values[..., :1], self.values.shape))
+    np.testing.assert_array_equal(grey[2:5, ..., 2], self.expected[2:5, ..., 0])
+
+  def test_bytes_only(self):
+    for values in (self.expected, self.values[..., 0]):
+      with self.assertRaisesRegex(ValueError, 'pictures are uint8'):
+        sources.Pictures(values)
+
+
 class AreaResizeTest(absltest.TestCase):
 
   def test_hand_computed(self):

@@ -245,6 +245,111 @@ class ManifestTest(absltest.TestCase):
       self.made.indices['retain'][0] = 0
 
 
+class PublishedTest(parameterized.TestCase):
+
+  def setUp(self):
+    super().setUp()
+    plain = sources.get('synthetic')  # 16 records of person0, then of person1, ...
+    partition = np.repeat(['train', 'val', 'test'], [96, 32, 32])
+    self.source = dataclasses.replace(plain, fields={**plain.fields, 'partition': np.where(
+        np.arange(160) < 32, 'forget', partition)})
+    self.roles = {'forget': 'forget', 'train': 'retain', 'val': 'validation',
+                  'test': {'test': 0.5, 'unseen': 0.5}}
+
+  def test_names_and_shares(self):
+    made = splits.published(self.source, roles=self.roles)
+    np.testing.assert_array_equal(made.indices['forget'], np.arange(32))
+    np.testing.assert_array_equal(made.indices['retain'], np.arange(32, 96))
+    np.testing.assert_array_equal(made.indices['validation'], np.arange(96, 128))
+    dealt = {name: set(self.source.identity[made.indices[name]]) for name in ('test', 'unseen')}
+    self.assertEqual(set.union(*dealt.values()), {'person8', 'person9'})
+    self.assertEqual([len(people) for people in dealt.values()], [1, 1])
+    self.assertEqual((made.kind, made.unit), ('published', 'identity'))
+
+  def test_held_out_validation_people(self):
+    roles = {'forget': 'forget', 'train': {'retain': 0.75, 'validation': 0.25}, 'val': 'test',
+             'test': 'unseen'}
+    made = [splits.published(self.source, roles=roles, seed=seed) for seed in (0, 0, 1, 2, 3)]
+    for one in made:
+      people = {name: set(self.source.identity[ids]) for name, ids in one.indices.items()}
+      self.assertLen(people['validation'], 1)
+      self.assertLen(people['retain'], 3)
+      np.testing.assert_array_equal(one.indices['unseen'], np.arange(128, 160))
+    self.assertEqual(made[0].hash, made[1].hash)
+    self.assertGreater(len({one.hash for one in made}), 1)
+
+  def test_numbers_and_the_same_split_from_two_partitions(self):
+    roles = {'forget': 'forget', 'train': {'retain': 3, 'unseen': 1}, 'val': 'validation',
+             'test': {'test': 1, 'unseen': 1}}
+    made = splits.published(self.source, roles=roles)
+    self.assertLen(made.indices['unseen'], 32)
+    self.assertLen(made.indices['retain'], 48)
+
+  def test_border_through_an_identity(self):
+    partition = self.source.fields['partition'].copy()
+    partition[32:38] = 'forget'  # six of the sixteen records of person2
+    source = dataclasses.replace(self.source, fields={**self.source.fields,
+                                                      'partition': partition})
+    with self.assertLogs(level='WARNING') as logs:
+      made = splits.published(source, roles=self.roles)
+    self.assertIn("left out of every split: 10 of 58 in 'train'", logs.output[0])
+    np.testing.assert_array_equal(made.indices['forget'], np.arange(38))
+    np.testing.assert_array_equal(made.indices['retain'], np.arange(48, 96))
+    dealt = splits.published(source, roles={  # what is left of person2 is dealt to nobody
+        **self.roles, 'train': {'retain': 2, 'validation': 1}})
+    self.assertLen(dealt.indices['retain'], 32)
+    self.assertLen(dealt.indices['validation'], 48)
+    with self.assertNoLogs(level='WARNING'):
+      kept = splits.published(source, roles=self.roles, shared_identities=True)
+    np.testing.assert_array_equal(kept.indices['retain'], np.arange(38, 96))
+    self.assertEqual(kept.unit, 'record')
+
+  def test_forgotten_classes(self):
+    source = own_identities(self.source)  # nobody draws one class only
+    roles = {'forget': 'retain', 'train': {'retain': 0.75, 'validation': 0.25}, 'val': 'validation',
+             'test': 'test'}
+    made = splits.published(source, roles=roles, forget_classes=(1, 2))
+    whole = splits.published(source, roles={**roles, 'val': {'validation': 0.5, 'forget': 0.5}})
+    inside = np.isin(source.fields['label'], (1, 2))
+    for name, ids in made.indices.items():
+      self.assertEqual(set(inside[ids]), {name in ('forget', 'unseen')})
+    np.testing.assert_array_equal(
+        np.union1d(made.indices['retain'], made.indices['forget']), whole.indices['retain'])
+    np.testing.assert_array_equal(
+        np.union1d(made.indices['test'], made.indices['unseen']), np.arange(128, 160))
+    with self.assertRaisesRegex(ValueError, 'roles name forget, and forget_classes'):
+      splits.published(source, roles=self.roles, forget_classes=(1,))
+    with self.assertRaisesRegex(ValueError, '7 lie outside the 4 classes'):
+      splits.published(source, roles=roles, forget_classes=(7,))
+
+  def test_tuning_and_saving(self):
+    made = splits.published(self.source, roles=self.roles)
+    small = splits.tuning(made, self.source, seed=0, share=0.25)
+    self.assertLen(np.unique(self.source.identity[small.indices['forget']]), 1)
+    path = os.path.join(self.enter_context(tempfile.TemporaryDirectory()), 'splits.json')
+    made.save(path)
+    self.assertEqual(splits.load(path, self.source).hash, made.hash)
+
+  def test_bad_arguments(self):
+    with self.assertRaisesRegex(ValueError, 'carries no partition'):
+      splits.published(sources.get('synthetic'), roles=self.roles)
+    with self.assertRaisesRegex(ValueError, "no partition named 'tests'; did you mean 'test'"):
+      splits.published(self.source, roles={**self.roles, 'tests': 'unseen'})
+    with self.assertRaisesRegex(ValueError, "no split named 'tests'"):
+      splits.published(self.source, roles={**self.roles, 'test': 'tests'})
+    del self.roles['val']
+    with self.assertRaisesRegex(ValueError, "partition 'val' of 'synthetic' has no role"):
+      splits.published(self.source, roles=self.roles)
+    made = splits.published(self.source, roles=self.roles, drop_rest=True)
+    self.assertEmpty(made.indices['validation'])
+    with self.assertRaisesRegex(ValueError, "identities of partition 'test' over"):
+      splits.published(self.source, roles={**self.roles, 'val': 'validation', 'test': {
+          'test': 0.5}})
+    del self.roles['forget']
+    with self.assertRaisesRegex(ValueError, 'the forget set is empty'):
+      splits.published(self.source, roles=self.roles, drop_rest=True)
+
+
 class TuningTest(absltest.TestCase):
 
   def setUp(self):

@@ -119,6 +119,32 @@ class StreamsTest(parameterized.TestCase):
     self.assertFalse(np.array_equal(pictures(24, 0), pictures(24, 1)))
     self.assertFalse(np.array_equal(pictures(24, 0), self.source.fields['image'][:24]))
 
+  def test_pictures_held_as_bytes_become_floats_a_batch_at_a_time(self):
+    """Whole sets as float32 would need four times their memory."""
+    read = []
+
+    class Counted(sources.Pictures):
+
+      def __getitem__(self, index):
+        value = super().__getitem__(index)
+        read.append(value.size)
+        return value
+
+    values = np.random.default_rng(0).integers(0, 256, (160, 8, 8, 3), np.uint8)
+    source = dataclasses.replace(self.source, fields={
+        **self.source.fields, 'image': Counted(values),
+        'partition': np.repeat(('train', 'test'), 80)})
+    made = streams.make(source, self.splits, batch_size=10, seed=0, augment=('flip',))
+    plain = streams.make(source, self.splits, batch_size=10, seed=0)
+    for name, stream in made.items():
+      for step in range(5):
+        for role, batch in stream(step).items():
+          self.assertEqual(batch['image'].dtype, np.float32)
+          self.assertNotIn('partition', batch)
+          np.testing.assert_array_equal(plain[name](step)[role]['image'],
+                                        values[batch['id']] / np.float32(255))
+    self.assertEqual(set(read), {10 * 8 * 8 * 3})
+
   def test_caller_cannot_change_it(self):
     indices = np.arange(10)
     stream = streams.single(self.source, indices, 'retain', batch_size=10, seed=0)

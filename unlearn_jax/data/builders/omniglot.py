@@ -20,6 +20,8 @@ import numpy as np
 from PIL import Image
 import tensorflow_datasets as tfds
 
+from unlearn_jax.data import sources
+
 SIDE = 105
 URL = 'https://github.com/brendenlake/omniglot/raw/master/python/'
 ARCHIVES = {  # published name -> SHA-256
@@ -214,6 +216,19 @@ def load(data_dir: str, cache_dir: str) -> Records:
   text = {name: np.asarray(columns[name]) for name in ('label', 'alphabet', 'identity')}
   order = np.lexsort((text['identity'], text['label']))  # TFDS shuffles; this order is ours
   return Records(np.stack(columns['image'])[order], *(text[name][order] for name in text))
+
+
+def source(data_dir: str, cache_dir: str, image_size: int | None) -> sources.Source:
+  """Pictures of 32x32 (or `image_size`), ink is 1. Errors: `build`."""
+  records = load(data_dir, cache_dir)
+  names, label = np.unique(records.label, return_inverse=True)
+  size = 32 if image_size is None else image_size
+  image = np.concatenate([sources.area_resize(records.image[start:start + 512], size, white=1)
+                          for start in range(0, len(label), 512)])  # float64 inside: bound it
+  return sources.Source(
+      'omniglot', {'image': image, 'label': label.astype(np.int32)}, records.identity, len(names),
+      'Omniglot, B. M. Lake, R. Salakhutdinov and J. B. Tenenbaum (2015), Human-level concept '
+      'learning through probabilistic program induction, Science 350; MIT licence, Brenden Lake.')
 
 
 def _is_built(builder: OmniglotSmall) -> bool:
