@@ -6,6 +6,7 @@ PYTHON ?= python3
 DATA_DIR ?=
 PYTEST_ARGS ?=
 JOBS ?= 2
+ONLY ?=
 VENV := .venv
 RUN := $(VENV)/bin/python
 PIP := $(RUN) -m pip install --quiet --disable-pip-version-check --no-input
@@ -21,7 +22,7 @@ help:
 	@echo 'make test       install, then run the tests (not the slow ones)'
 	@echo 'make test-slow  install all extras, then run every test'
 	@echo 'make results    run the committed experiments, rewrite experiments/results/ (DATA_DIR=DIR)'
-	@echo 'make bench      run the timings of experiments/benchmarks/'
+	@echo 'make bench      install PyTorch and POT, time our code against them (ONLY=sinkhorn,... some)'
 	@echo 'make lint       check the style (installs ruff)'
 	@echo 'make clean      remove $(VENV), runs/ and caches'
 
@@ -39,10 +40,8 @@ test-slow: $(VENV)/all.stamp
 results: $(VENV)/core.stamp
 	$(RUN) -m experiments.make_results --data_dir='$(DATA_DIR)'
 
-bench: $(VENV)/core.stamp
-	@scripts=$$(find experiments/benchmarks -name '*.py' ! -name '_*' 2>/dev/null | sort); \
-	if [ -z "$$scripts" ]; then echo 'experiments/benchmarks/ holds no benchmark yet'; exit 1; fi; \
-	for script in $$scripts; do echo "==> $$script"; $(RUN) "$$script" || exit 1; done
+bench: $(VENV)/bench.stamp
+	$(RUN) -m experiments.benchmarks.run --only='$(ONLY)'
 
 lint: $(VENV)/core.stamp
 	$(PIP) ruff
@@ -69,7 +68,12 @@ $(VENV)/test.stamp: $(INSTALLED_BY) | $(VENV)/bin/python
 	@$(PIP) -e '.[test]'
 	@touch $@ $(VENV)/core.stamp
 
+$(VENV)/bench.stamp: $(INSTALLED_BY) | $(VENV)/bin/python
+	@echo '==> installing unlearn_jax with PyTorch and POT (several minutes the first time)'
+	@$(PIP) -e '.[bench]'
+	@touch $@ $(VENV)/core.stamp
+
 $(VENV)/all.stamp: $(INSTALLED_BY) | $(VENV)/bin/python
 	@echo '==> installing unlearn_jax with all extras, PyTorch included (several minutes the first time)'
 	@$(PIP) -e '.[all]'
-	@touch $@ $(VENV)/test.stamp $(VENV)/core.stamp
+	@touch $@ $(VENV)/bench.stamp $(VENV)/test.stamp $(VENV)/core.stamp
