@@ -63,7 +63,8 @@ def _data(sizes) -> tuple[sources.Source, splits_lib.Splits]:
   count = sum(sizes.values())
   fields = {'image': rng.random((count, steps.SIZE, steps.SIZE, 3), np.float32),
             'label': rng.integers(0, steps.CLASSES, count).astype(np.int32)}
-  source = sources.Source('noise', fields, np.arange(count).astype(str), steps.CLASSES, 'Generated.')
+  source = sources.Source('noise', fields, np.arange(count).astype(str), steps.CLASSES,
+                          'Generated.')
   ids = np.split(np.arange(count), np.cumsum(list(sizes.values()))[:-1])
   return source, splits_lib.from_ids(source, dict(zip(sizes, ids)))
 

@@ -194,7 +194,7 @@ def spread(values: Sequence[float]) -> tuple[float, tuple[float, float]]:
 
 
 def ratio(timings: Mapping[str, Timing], above: str, below: Mapping[str, float]) -> np.ndarray:
-  """`above / sum_k count_k below_k`, round by round: neighbours in time share the machine's mood."""
+  """`above / sum_k count_k below_k`, round by round; neighbours share the machine's mood."""
   cost = sum(count * np.asarray(timings[name].seconds) for name, count in below.items())
   return np.asarray(timings[above].seconds) / cost
 

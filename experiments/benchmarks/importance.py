@@ -53,8 +53,9 @@ def rows(network: str = 'resnet18', rounds: int = ROUNDS) -> Iterator[harness.Ro
       'weight gradients, eval': one_pass, 'plain step': plain.ours,
       'plain step in PyTorch': plain.twin}, rounds)
   yield harness.make_row(
-      name, 'overhead', steps.OVERHEAD, harness.ratio(timings, 'ours', {'weight gradients, eval': 1}),
-      timings, parity=parity, note=f'Over {PASS} x weight gradient in eval mode.')
+      name, 'overhead', steps.OVERHEAD,
+      harness.ratio(timings, 'ours', {'weight gradients, eval': 1}), timings, parity=parity,
+      note=f'Over {PASS} x weight gradient in eval mode.')
   own = harness.ratio(timings, 'ours', {'PyTorch': 1})
   base = harness.ratio(timings, 'plain step', {'plain step in PyTorch': 1})
   yield harness.make_row(

@@ -29,7 +29,7 @@ def _gpu() -> Iterator[harness.Row]:
 
 
 BENCHMARKS: dict[str, Callable[[], Iterator[harness.Row]]] = {
-    'sinkhorn': sinkhorn.rows,
+    **{f'sinkhorn/{case}': functools.partial(sinkhorn.rows, case) for case in sinkhorn.CASES},
     **{f'step/resnet18/{name}': functools.partial(steps.rows, 'resnet18', name)
        for name in steps.CASES},
     'step/vit/plain': functools.partial(steps.rows, 'vit', 'plain'),

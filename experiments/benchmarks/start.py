@@ -13,8 +13,8 @@ from experiments.benchmarks import harness
 CONFIG = 'experiments/configs/digits.py'
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 TARGET = 0.5
-NOTE = (f'`python -m experiments.run --config={CONFIG}`, every start with a new work directory. The '
-        'second start reuses what the first left in the cache directory: the original and the '
+NOTE = (f'`python -m experiments.run --config={CONFIG}`, every start with a new work directory. '
+        'The second start reuses what the first left in the cache directory: the original and the '
         'retrained models, and compiled programs. It tunes, unlearns, evaluates and draws anew.')
 
 

@@ -24,6 +24,10 @@ NETWORKS = {
 }
 ROUNDS = 11
 PARITY_STEPS = 3
+TOLERANCE = 2e-5  # of their losses
+# The same twin agrees to 2e-5 on the ViT. Behind ReLUs a sign of a pixel's gradient hangs on
+# rounding, and each that differs moves the pixel by twice the step size.
+ROUGH = {('resnet18', 'dlfd'): 1e-2}
 OVERHEAD, PLAIN = 1.15, 1.0
 SGD = {'learning_rate': 0.01, 'momentum': 0.9, 'weight_decay': 5e-4}
 ADAM = {'learning_rate': 1e-4, 'weight_decay': 0.0}
@@ -41,7 +45,6 @@ class Case(NamedTuple):
     phase: index of the phase whose step is timed.
     roles: of the batch, in the order in which the twin takes them.
     passes: pass -> how many of it the algorithm needs; see `passes_of`.
-    tolerance: of the losses of the first steps.
   """
 
   method: str
@@ -49,7 +52,6 @@ class Case(NamedTuple):
   phase: int
   roles: tuple[str, ...]
   passes: Mapping[str, int]
-  tolerance: float = 2e-5
 
 
 # What each step needs, from its algorithm. A gradient pass includes its forward pass.
@@ -60,7 +62,7 @@ CASES = {
     # gradient; one forward pass of the forget batch; then the step on what came out.
     'dlfd': Case('dlfd', SGD | DLFD, 0, ('retain', 'forget'),
                  {'input gradient': DLFD['perturb_steps'], 'transport': DLFD['perturb_steps'],
-                  'forward': 1, 'weight gradient': 1}, tolerance=1e-2),
+                  'forward': 1, 'weight gradient': 1}),
     # The teacher's forward pass and the student's gradient, on forget and retain data in turn.
     'scrub_max': Case('scrub', {'optimizer': 'sgd', 'temperature': 4.0} | SGD, 0, ('forget',),
                       {'forward, eval': 1, 'weight gradient': 1}),
@@ -277,7 +279,7 @@ def compared(network: str, name: str) -> Compared:
     losses.append(ours(batch))
     twin_losses.append(twin(*pair, *drawn))
   parity = harness.check_parity(f'the losses of the first {PARITY_STEPS} steps', losses,
-                                twin_losses, tolerance=case.tolerance)
+                                twin_losses, tolerance=ROUGH.get((network, name), TOLERANCE))
   return Compared(lambda: ours(batch), lambda: twin(*pair), (ours.step.seconds, twin.seconds),
                   parity)
 

@@ -3,7 +3,8 @@
 Parameters carry torchvision's names; `load` copies our variables into a twin. Each function takes
 the arguments of the model of its name and returns a `torch.nn.Module` that maps [B, C, H, W] to
 logits [B, num_outputs]. The modules keep PyTorch's own initial values: load variables before
-comparing.
+comparing. Give them contiguous pictures: PyTorch 2.13 on CPU corrupts its memory in the backward
+pass of a ResNet-18 whose pictures are a transposed view of [B, H, W, C].
 """
 
 from collections.abc import Mapping

@@ -18,7 +18,9 @@ import numpy as np
 from unlearn_jax import losses
 from unlearn_jax.losses import baselines
 from unlearn_jax.losses import classification
+from unlearn_jax.losses import contrastive
 from unlearn_jax.losses import dlfd
+from unlearn_jax.losses import ncu
 from unlearn_jax.losses import transport
 
 RNG = np.random.default_rng(0)
@@ -33,11 +35,12 @@ CLASSES, FORGET_CLASSES = np.array([0, 2, 1, 1], np.int32), np.array([1, 0, 2, 2
 ATTRIBUTES = (floats(4, 3) > 0).astype(np.float32)
 WHERE, FORGET_WHERE = np.array([1, 0, 1, 1], np.float32), np.array([1, 1, 0, 1, 0], np.float32)
 X, Y = floats(4, 3), floats(5, 3)
+X2, X3, SCALE = floats(4, 3), floats(4, 3), np.float32(1.5)
 COST = np.abs(floats(4, 5))
 INCOMPETENT, PICTURES, IS_FORGET = floats(4, 3), floats(4, 2, 2, 1), np.array([0, 1, 1, 0], bool)
 IMPORTANCE = np.abs(floats(4, 3))
 TRANSPORT = ('transport.sinkhorn_plan', 'transport.masked_plan', 'transport.released_dlfd_plan',
-             'dlfd.ot_distance', 'dlfd.perturbation_objective')
+             'transport.released_ncu_plan', 'ncu.unlearning', 'dlfd.ot_distance', 'dlfd.perturbation_objective')
 
 # name: (function, arrays, traced keywords, static keywords); several cases of a function by suffix.
 CASES = {
@@ -85,6 +88,21 @@ CASES = {
     'transport.released_dlfd_plan': (
         transport.released_dlfd_plan, (COST,), {'epsilon': 0.1, 'threshold': 0.1},
         {'max_iterations': 5}),
+    'transport.released_ncu_plan': (
+        transport.released_ncu_plan, (COST, COST < 0.9), {'epsilon': 0.1, 'threshold': 1e-3},
+        {'max_iterations': 5}),
+    'contrastive.similarity': (contrastive.similarity, (X, Y), {}, {}),
+    'contrastive.info_nce': (
+        contrastive.info_nce, (X, X2, SCALE), {'label_smoothing': 0.1}, {}),
+    'contrastive.pairwise_sigmoid': (
+        contrastive.pairwise_sigmoid, (X, X2, SCALE), {'where': WHERE}, {'opposite': True}),
+    'ncu.clean_confidence': (ncu.clean_confidence, (X, X2, SCALE), {}, {'reading': 'release'}),
+    'ncu.hardest_negative': (
+        ncu.hardest_negative, (X, X2, X3, SCALE), {'weight': 10.0, 'lower': -0.7, 'upper': -0.2},
+        {'forget_fraction': 0.25}),
+    'ncu.unlearning': (
+        ncu.unlearning, (X, X2, X3, SCALE), {'gamma': 0.7, 'epsilon': 0.1, 'threshold': 1e-3},
+        {'forget_fraction': 0.25, 'max_iterations': 5}),
     'dlfd.ot_distance': (
         dlfd.ot_distance, (X, Y), {'epsilon': 0.1, 'x_where': WHERE, 'y_where': FORGET_WHERE},
         {'max_iterations': 5}),
@@ -235,7 +253,7 @@ class PromisesTest(parameterized.TestCase):
     want = loss(*arrays, **traced, **static)
     with jax.numpy_dtype_promotion('strict'), jax.numpy_rank_promotion('raise'):
       got = jax.jit(functools.partial(loss.__wrapped__, **static))(*arrays, **traced)
-    np.testing.assert_allclose(got, want, rtol=1e-6)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-6), got, want)
 
   def test_dissolves_inside_an_outer_jit(self):
     text = str(jax.make_jaxpr(lambda z: baselines.neg_grad(z, CLASSES))(LOGITS))

@@ -3,6 +3,7 @@
 from absl.testing import absltest
 from absl.testing import parameterized
 from flax import errors
+from flax import linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -84,7 +85,6 @@ class EfficientNetTest(parameterized.TestCase):
     np.testing.assert_array_equal(head['bias'], 0)
 
   def test_stochastic_depth_leaves_out_whole_examples(self):
-    # Depths 0, 1, 2 of 3 at rate 0.9: only the last block is residual, so it drops out at 0.6.
     block = efficientnet.MBConv(16, efficientnet.Stage(6, 16, 1, 1, 3), 1, 0.6, jnp.float32)
     x = jax.random.normal(jax.random.key(0), (40, 4, 4, 16))
     variables = block.init({'params': jax.random.key(1)}, x, train=False)
@@ -103,7 +103,7 @@ class EfficientNetTest(parameterized.TestCase):
         rates.append(context.module.drop)
       return next_call(*args, **kwargs)
 
-    with efficientnet.nn.intercept_methods(watch):
+    with nn.intercept_methods(watch):
       jax.eval_shape(tiny(stochastic_depth=0.9).init, jax.random.key(0), {'image': IMAGE})
     np.testing.assert_allclose(rates, [0, 0.3, 0.6])
 

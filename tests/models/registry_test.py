@@ -12,24 +12,50 @@ import jax.numpy as jnp
 import numpy as np
 
 from unlearn_jax import models
+from unlearn_jax.models import contract
+from unlearn_jax.models import densenet
+from unlearn_jax.models import efficientnet
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-SMALL = {'cnn': {'width': 8}, 'mlp': {'hidden': (8, 6)}, 'resnet18': {'width': 8, 'stem': 'cifar'}}
-DIMENSIONS = {'cnn': 32, 'mlp': 6, 'resnet18': 64}
+SMALL = {'cnn': {'width': 8}, 'mlp': {'hidden': (8, 6)}, 'resnet18': {'width': 8, 'stem': 'cifar'},
+         'vit': {'width': 16, 'depth': 1, 'heads': 2}, 'densenet': {}, 'efficientnet': {}}
+DIMENSIONS = {'cnn': 32, 'mlp': 6, 'resnet18': 64, 'vit': 16, 'densenet': 20, 'efficientnet': 64}
+HEADS = {'vit': ('heads', 'head'), 'densenet': ('classifier',), 'efficientnet': ('classifier', '1')}
+
+
+def short(name, num_outputs, compute_dtype='float32'):
+  """The deep networks with a few of their blocks, which compile quickly."""
+  dtype = jnp.dtype(compute_dtype)
+  if name == 'densenet':
+    return contract.from_linen(densenet.DenseNet(num_outputs, (1, 2), 4, 'imagenet', dtype))
+  stages = (efficientnet.Stage(1, 16, 1, 1, 3), efficientnet.Stage(6, 16, 2, 2, 5))
+  return contract.from_linen(
+      efficientnet.EfficientNet(num_outputs, stages, 1.0, 'imagenet', 0.0, 0.0, dtype))
 
 
 @functools.cache
 def build(name, **changes):
-  model = models.get(name, **({'num_outputs': 5} | SMALL[name] | changes))
+  get = models.get if name in models.names() else short
+  model = get(name, **({'num_outputs': 5} | SMALL[name] | changes))
   fields = {'image': jax.random.uniform(jax.random.key(0), (4, 16, 16, 3)),
             'label': jnp.zeros(4, jnp.int32)}
-  return model, model.init(jax.random.key(1), fields), fields
+  return model, init(model, 1, fields), fields
+
+
+def init(model, seed, fields):
+  """Initial variables; a head that starts at zero (`vit`) is drawn, or there is nothing to compare."""
+  variables = model.init(jax.random.key(seed), fields)
+  if 'heads' in variables['params']:
+    head = variables['params']['heads']['head']
+    head['kernel'] = jax.random.normal(jax.random.key(seed), head['kernel'].shape) / 4
+  return variables
 
 
 class RegistryTest(parameterized.TestCase):
 
   def test_names(self):
-    self.assertEqual(models.names(), ('cnn', 'mlp', 'resnet18', 'resnet34', 'resnet50'))
+    self.assertEqual(models.names(), ('cnn', 'densenet121', 'efficientnet_b0', 'mlp', 'resnet18',
+                                      'resnet34', 'resnet50', 'vit'))
 
   def test_unknown_model(self):
     with self.assertRaisesRegex(ValueError, "no model 'resnet19', did you mean 'resnet18'"):
@@ -81,7 +107,9 @@ class ContractTest(parameterized.TestCase):
   def test_logits_are_the_head_of_the_features(self, name):
     model, variables, fields = build(name)
     outputs, _ = model.apply(variables, fields)
-    head = variables['params']['fc']
+    head = variables['params']
+    for key in HEADS.get(name, ('fc',)):
+      head = head[key]
     np.testing.assert_allclose(
         outputs['logits'], outputs['features'] @ head['kernel'] + head['bias'], atol=1e-5)
 
@@ -96,12 +124,12 @@ class ContractTest(parameterized.TestCase):
     for old, new in zip(jax.tree.leaves(variables.get('batch_stats', {})),
                         jax.tree.leaves(updated.get('batch_stats', {}))):
       self.assertTrue((old != new).any())
-    self.assertEqual('batch_stats' in variables, name != 'mlp')
+    self.assertEqual('batch_stats' in variables, name not in ('mlp', 'vit'))
 
   @parameterized.parameters(*SMALL)
   def test_jit_and_vmap_agree_with_the_plain_call(self, name):
     model, first, fields = build(name)
-    second = model.init(jax.random.key(2), fields)
+    second = init(model, 2, fields)
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), first, second)
 
     @jax.jit
@@ -112,6 +140,19 @@ class ContractTest(parameterized.TestCase):
     for row, variables in zip(logits, (first, second)):
       np.testing.assert_allclose(row, model.apply(variables, fields)[0]['logits'], atol=1e-5)
     self.assertGreater(float(jnp.abs(logits[0] - logits[1]).max()), 1e-3)
+
+  @parameterized.parameters(*SMALL)
+  def test_gradients_are_finite_and_reach_every_parameter(self, name):
+    model, variables, fields = build(name)
+
+    @jax.jit
+    @jax.grad
+    def slopes(params):
+      outputs, _ = model.apply({**variables, 'params': params}, fields, train=True)
+      return jnp.sum(jnp.sin(outputs['logits'] + 1))
+
+    for leaf in jax.tree.leaves(slopes(variables['params'])):
+      self.assertTrue(bool(jnp.isfinite(leaf).all()) and bool(leaf.any()))
 
   @parameterized.parameters(*SMALL)
   def test_compute_dtype(self, name):

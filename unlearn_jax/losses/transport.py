@@ -66,7 +66,16 @@ def _ott() -> types.SimpleNamespace:
     from ott.solvers.linear import sinkhorn
 
   @jax.tree_util.register_pytree_node_class
-  class ReleasedDLFD(sinkhorn.Sinkhorn):
+  class PotentialStop(sinkhorn.Sinkhorn):
+    """Stops by the change of the column potentials, as released codes do, not by the marginals."""
+
+    def one_iteration(self, ot_prob, state, iteration, compute_error):
+      moved = self.lse_step(ot_prob, state, iteration)
+      change = jnp.sum(jnp.abs(moved.gv - state.gv))
+      return moved.set(errors=state.errors.at[iteration, 0].set(change))
+
+  @jax.tree_util.register_pytree_node_class
+  class ReleasedDLFD(PotentialStop):
     """DLFD's released iteration, on the transposed problem: ott updates columns before rows."""
 
     log_floor = 1e-6
@@ -87,14 +96,9 @@ def _ott() -> types.SimpleNamespace:
       f = update((f, g), f, ot_prob.a, axis=1)
       return state.set(potentials=(f, g))
 
-    def one_iteration(self, ot_prob, state, iteration, compute_error):
-      moved = self.lse_step(ot_prob, state, iteration)
-      change = jnp.sum(jnp.abs(moved.gv - state.gv))
-      return moved.set(errors=state.errors.at[iteration, 0].set(change))
-
   return types.SimpleNamespace(
       Geometry=geometry.Geometry, Problem=linear_problem.LinearProblem,
-      Sinkhorn=sinkhorn.Sinkhorn, ReleasedDLFD=ReleasedDLFD)
+      Sinkhorn=sinkhorn.Sinkhorn, PotentialStop=PotentialStop, ReleasedDLFD=ReleasedDLFD)
 
 
 def _weights(weights: jax.Array | None, size: int, cost: jax.Array) -> jax.Array:
@@ -229,9 +233,51 @@ def masked_plan(
     AssertionError: shapes that do not fit.
     ValueError: no iterations.
   """
+  return _masked(cost, mask, a, b, epsilon, max_iterations, threshold, 'masked_plan', 'Sinkhorn')
+
+
+@compiled(static=('max_iterations',), inline=False)
+def released_ncu_plan(
+    cost: jax.Array, mask: jax.Array, a: jax.Array | None = None, b: jax.Array | None = None, *,
+    epsilon: jax.Array | float, max_iterations: int = 100, threshold: jax.Array | float = 1e-4,
+) -> MaskedPlan:
+  """The masked solver of NCU's released code (KPG-RL's): rows before columns, another stop rule.
+
+  `u_i += epsilon (log a_i - LSE_j A)`, then v alike with the new u, `A_ij = (u_i + v_j - C_ij) /
+  epsilon` where allowed, until `sum_i |du_i| < threshold`: the columns hold exactly. ott's
+  Sinkhorn on the transposed problem with this stop rule; the release's constant of -1e6 where
+  forbidden and its 1e-10 within the logarithm are below rounding.
+
+  Gradient and impossible masks: as `masked_plan`.
+
+  Args:
+    cost: C [m, n], finite where allowed; the release divides it by its maximum.
+    mask: [m, n], True or 1 where mass may go.
+    a: [m] weights of the rows; None is uniform.
+    b: [n] weights of the columns; None is uniform.
+    epsilon: > 0, traced.
+    max_iterations: static, at least 1.
+    threshold: the stop rule's, on the potentials of the rows, traced.
+
+  Returns:
+    A `MaskedPlan`; `converged` tells only that the stop rule fired.
+
+  Raises:
+    AssertionError: shapes that do not fit.
+    ValueError: no iterations.
+  """
   chex.assert_rank([cost, mask], 2)
   chex.assert_equal_shape([cost, mask])
-  _check_iterations('masked_plan', max_iterations)
+  out = _masked(cost.T, mask.T, b, a, epsilon, max_iterations, threshold, 'released_ncu_plan',
+                'PotentialStop')
+  return out._replace(plan=out.plan.T, row_error=out.column_error, column_error=out.row_error)
+
+
+def _masked(cost, mask, a, b, epsilon, max_iterations, threshold, name, solver) -> MaskedPlan:
+  """Sinkhorn with an infinite cost where the mask forbids, columns before rows."""
+  chex.assert_rank([cost, mask], 2)
+  chex.assert_equal_shape([cost, mask])
+  _check_iterations(name, max_iterations)
   cost, allowed = floating(cost), jnp.asarray(mask).astype(bool)
   a, b = _weights(a, cost.shape[0], cost), _weights(b, cost.shape[1], cost)
   ott = _ott()
@@ -239,10 +285,9 @@ def masked_plan(
   # A line without any partner must ask for nothing: its potential would be infinite.
   reachable = (jnp.any(allowed & (b > 0), axis=1), jnp.any(allowed & (a > 0)[:, None], axis=0))
   served = [jnp.where(able, weights, 0.0) for able, weights in zip(reachable, (a, b))]
-  problem = ott.Problem(geom, *served)
-  solver = ott.Sinkhorn(lse_mode=True, threshold=jnp.asarray(threshold, cost.dtype),
-                        inner_iterations=1, max_iterations=max_iterations, implicit_diff=None)
-  out = solver(problem)
+  out = getattr(ott, solver)(
+      lse_mode=True, threshold=jnp.asarray(threshold, cost.dtype), inner_iterations=1,
+      max_iterations=max_iterations, implicit_diff=None)(ott.Problem(geom, *served))
   plan = jnp.where(allowed, geom.transport_from_potentials(out.f, out.g), 0.0)
   row_error = jnp.sum(jnp.abs(jnp.sum(plan, axis=1) - a))
   column_error = jnp.sum(jnp.abs(jnp.sum(plan, axis=0) - b))

@@ -5,6 +5,8 @@ PyTorch's attention hangs on by an underscore: `self_attention/in_proj/kernel` i
 `self_attention.in_proj_weight` there.
 """
 
+from collections.abc import Callable
+
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
@@ -22,6 +24,7 @@ class PatchEmbedding(nn.Module):
   width: int
   patch: int
   dtype: jnp.dtype
+  use_bias: bool = True
 
   @nn.compact
   def __call__(self, image: jax.Array) -> jax.Array:
@@ -31,27 +34,41 @@ class PatchEmbedding(nn.Module):
     # The normal is cut at +-2, hundreds of deviations away: torchvision's trunc_normal_ cuts nothing.
     kernel = self.param('kernel', nn.initializers.normal((channels * self.patch**2)**-0.5),
                         (self.patch, self.patch, channels, self.width), jnp.float32)
-    bias = self.param('bias', nn.initializers.zeros, (self.width,), jnp.float32)
     rows, columns = height // self.patch, width // self.patch
     x = image.reshape(batch, rows, self.patch, columns, self.patch, channels)
     x = x.swapaxes(2, 3).reshape(batch, rows * columns, -1)  # [B, N, P*P*C]
-    return x @ kernel.reshape(-1, self.width).astype(self.dtype) + bias.astype(self.dtype)
+    x = x @ kernel.reshape(-1, self.width).astype(self.dtype)
+    if not self.use_bias:
+      return x
+    bias = self.param('bias', nn.initializers.zeros, (self.width,), jnp.float32)
+    return x + bias.astype(self.dtype)
 
 
 class SelfAttention(nn.Module):
-  """Multi-head attention of a sequence to itself."""
+  """Multi-head attention of a sequence to itself.
+
+  `qk_norm` is the epsilon of a layer norm over each head's queries and keys (Dehghani et al. 2023),
+  None is without. The initialisers' defaults are PyTorch's, biases are 0.
+  """
 
   heads: int
   dtype: jnp.dtype
+  causal: bool = False
+  qk_norm: float | None = None
+  in_init: Callable = _xavier
+  out_init: Callable = layers.uniform_fan_in
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     batch, tokens, width = x.shape
-    x = nn.Dense(3 * width, kernel_init=_xavier, dtype=self.dtype, name='in_proj')(x)
-    x = x.reshape(batch, tokens, 3, self.heads, width // self.heads)
-    x = jax.nn.dot_product_attention(x[:, :, 0], x[:, :, 1], x[:, :, 2])  # [B, N, H, D/H]
-    # PyTorch's default for a Linear, with bias 0.
-    return nn.Dense(width, kernel_init=layers.uniform_fan_in, dtype=self.dtype,
+    x = nn.Dense(3 * width, kernel_init=self.in_init, dtype=self.dtype, name='in_proj')(x)
+    q, k, v = jnp.moveaxis(
+        x.reshape(batch, tokens, 3, self.heads, width // self.heads), 2, 0)  # each [B, N, H, D/H]
+    if self.qk_norm is not None:
+      q = nn.LayerNorm(self.qk_norm, dtype=self.dtype, name='q_norm')(q)
+      k = nn.LayerNorm(self.qk_norm, dtype=self.dtype, name='k_norm')(k)
+    x = jax.nn.dot_product_attention(q, k, v, is_causal=self.causal)
+    return nn.Dense(width, kernel_init=self.out_init, dtype=self.dtype,
                     name='out_proj')(x.reshape(batch, tokens, width))
 
 
