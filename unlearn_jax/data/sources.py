@@ -30,7 +30,7 @@ NAMES = {
     'omniglot': '4,840 characters of 32x32, 242 classes, 160 (alphabet, drawer) identities; needs '
                 'tensorflow-datasets and two published archives (config.data_dir, or a download)',
     'raf_db': '15,339 faces of 100x100x3, 7 emotions; on request from the authors, config.data_dir',
-    'svhn_cropped': '99,289 house numbers of 32x32x3, 10 classes; config.data_dir, or a download',
+    'svhn_cropped': '99,289 house numbers of 32x32x3, 10 classes; config.data_dir (non-commercial)',
     'synthetic': '160 generated pictures of 8x8, 4 classes, 10 identities; needs nothing',
     **{f'{name}_fixture': f'a few generated files in the layout of {name}, for smoke runs'
        for names in _FIXTURES.values() for name in names},
