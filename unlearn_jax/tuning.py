@@ -191,8 +191,8 @@ def _trial(small: task_lib.Task, row: str, index: int, changes: Mapping[str, Any
   if not os.path.exists(path):
     began = time.perf_counter()
     try:
-      variables, facts = task_lib.train_row(small, row, seed, task_lib.row_settings(small.config, row, **changes),
-                                   start, directory)
+      settings = task_lib.row_settings(small.config, row, **changes)
+      variables, facts = task_lib.train_row(small, row, seed, settings, start, directory)
       measured = measure(small, variables)
       score = OBJECTIVES[small.config.tune.objective].score(measured, reference)
       result = {'score': score, 'seconds': facts['seconds'], 'measured': measured}

@@ -4,10 +4,10 @@ from absl.testing import absltest
 from absl.testing import parameterized
 import numpy as np
 
+from tests.audit import toy
 from unlearn_jax import audit
 from unlearn_jax.audit import attacks
 from unlearn_jax.evals import privacy
-from tests.audit import toy
 
 
 def logits_of(task, model):

@@ -9,10 +9,10 @@ from absl.testing import absltest
 import jax
 import numpy as np
 
+from tests.audit import toy
 from unlearn_jax import audit
 from unlearn_jax.audit import outputs
 from unlearn_jax.audit import statistics as statistics_lib
-from tests.audit import toy
 
 PRIMARY = ('accuracy/forget', 'loss_gap', 'membership[auc]', 'accuracy/test',
            'logit_distance/forget')

@@ -5,9 +5,9 @@ import types
 from absl.testing import absltest
 import numpy as np
 
+from tests.audit import toy
 from unlearn_jax.audit import hygiene
 from unlearn_jax.audit import outputs
-from tests.audit import toy
 
 
 def fake(data, features=None):

@@ -10,10 +10,10 @@ import tempfile
 from absl.testing import absltest
 from absl.testing import parameterized
 
+from tests.audit import toy
 from unlearn_jax import audit
 from unlearn_jax.audit import plots
 from unlearn_jax.audit import report as report_lib
-from tests.audit import toy
 
 
 @functools.cache

@@ -6,11 +6,11 @@ from absl.testing import absltest
 from absl.testing import parameterized
 import numpy as np
 
+from tests.audit import toy
 from unlearn_jax.audit import attacks
 from unlearn_jax.audit import core
 from unlearn_jax.audit import outputs
 from unlearn_jax.audit import statistics as statistics_lib
-from tests.audit import toy
 
 SCORES = ('loss', 'confidence', 'entropy', 'margin')
 # Those that look at forgotten records.

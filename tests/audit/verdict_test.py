@@ -8,12 +8,12 @@ from absl.testing import parameterized
 import numpy as np
 import pytest
 
+from tests.audit import toy
 from unlearn_jax.audit import core
 from unlearn_jax.audit import intervals
 from unlearn_jax.audit import outputs
 from unlearn_jax.audit import statistics as statistics_lib
 from unlearn_jax.audit import verdict
-from tests.audit import toy
 
 PASS, FAIL, INCONCLUSIVE = verdict.PASS, verdict.FAIL, verdict.INCONCLUSIVE
 

@@ -40,7 +40,8 @@ COST = np.abs(floats(4, 5))
 INCOMPETENT, PICTURES, IS_FORGET = floats(4, 3), floats(4, 2, 2, 1), np.array([0, 1, 1, 0], bool)
 IMPORTANCE = np.abs(floats(4, 3))
 TRANSPORT = ('transport.sinkhorn_plan', 'transport.masked_plan', 'transport.released_dlfd_plan',
-             'transport.released_ncu_plan', 'ncu.unlearning', 'dlfd.ot_distance', 'dlfd.perturbation_objective')
+             'transport.released_ncu_plan', 'ncu.unlearning', 'dlfd.ot_distance',
+             'dlfd.perturbation_objective')
 
 # name: (function, arrays, traced keywords, static keywords); several cases of a function by suffix.
 CASES = {

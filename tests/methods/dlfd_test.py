@@ -5,7 +5,6 @@ import functools
 from absl.testing import absltest
 from absl.testing import parameterized
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from unlearn_jax import methods

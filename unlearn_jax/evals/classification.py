@@ -90,6 +90,7 @@ def probe_accuracy(train_features, train_labels, features, labels, *, seed: int 
     ValueError: features that are not finite.
   """
   import warnings
+
   from sklearn import exceptions
   from sklearn import linear_model
   train_features, features = _finite_features(train_features), _finite_features(features)

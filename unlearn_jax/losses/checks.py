@@ -152,7 +152,8 @@ def check_mask(mask, a=None, b=None) -> None:
   totals = [side.sum() for side in sides]
   if not np.isclose(*totals, rtol=1e-5):
     raise ValueError(f'a sums to {totals[0]:g}, b to {totals[1]:g}; both sides carry the same mass')
-  for what, side, able in (('row', sides[0], mask.any(axis=1)), ('column', sides[1], mask.any(axis=0))):
+  for axis, what, side in ((1, 'row', sides[0]), (0, 'column', sides[1])):
+    able = mask.any(axis=axis)
     if (dead := (side > 0) & ~able).any():
       raise ValueError(f'mask: nothing is allowed for some {what}s that ask for mass: '
                        f'{_places(dead)}. Allow something there, or give them weight 0.')

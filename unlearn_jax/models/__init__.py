@@ -9,6 +9,10 @@ from unlearn_jax import types
 
 # name -> (module, factory); explicit, and nothing is imported before it is asked for.
 _FACTORIES = {
+    'clip': ('clip', 'clip'),
+    'clip_vit_b_16': ('clip', 'clip_vit_b_16'),
+    'clip_vit_b_32': ('clip', 'clip_vit_b_32'),
+    'clip_vit_l_14': ('clip', 'clip_vit_l_14'),
     'cnn': ('cnn', 'cnn'),
     'densenet121': ('densenet', 'densenet121'),
     'efficientnet_b0': ('efficientnet', 'efficientnet_b0'),
@@ -18,8 +22,8 @@ _FACTORIES = {
     'resnet50': ('resnet', 'resnet50'),
     'vit': ('vit', 'vit'),
 }
-_MODULES = ('cnn', 'contract', 'cpu_conv', 'densenet', 'efficientnet', 'layers', 'mlp', 'order',
-            'resnet', 'surgery', 'vit')
+_MODULES = ('clip', 'clip_tokenizer', 'clip_towers', 'cnn', 'contract', 'cpu_conv', 'densenet',
+            'efficientnet', 'layers', 'mlp', 'order', 'resnet', 'surgery', 'vit')
 __all__ = ('arguments', 'factory', 'get', 'names', *_MODULES)
 
 

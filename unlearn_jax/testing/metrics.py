@@ -5,7 +5,7 @@ import functools
 import itertools
 
 import numpy as np
-import scipy.optimize  # noqa: F401; its BLAS must be loaded before its threads are limited
+import scipy.optimize  # noqa: F401 (its BLAS must be loaded before its threads are limited)
 import threadpoolctl
 
 from unlearn_jax.testing import checks as checks_lib
