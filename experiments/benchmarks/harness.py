@@ -200,14 +200,21 @@ def ratio(timings: Mapping[str, Timing], above: str, below: Mapping[str, float])
 
 
 def make_row(name: str, figure: str, target: float | None, ratios: Sequence[float],
-             timings: Mapping[str, Timing], **facts) -> Row:
-  """A measured row: median and quartiles of `ratios`, medians of every side."""
+             timings: Mapping[str, Timing], *, parity: Parity | None = None, note: str = '',
+             limit: str = '') -> Row:
+  """A measured row: median and quartiles of `ratios`, medians of every side.
+
+  `limit` says what keeps the value above its target; it is part of the note where it does.
+  """
   value, quartiles = spread(ratios)
-  return Row(
+  row = Row(
       name, figure, target, value, quartiles,
       seconds={side: float(np.median(timing.seconds)) for side, timing in timings.items()},
       first={side: timing.first for side, timing in timings.items()},
-      rounds=len(ratios), **facts)
+      rounds=len(ratios), parity=parity, note=note)
+  if row.verdict == 'not met' and limit:
+    row = dataclasses.replace(row, note=f'{note} {limit}'.strip())
+  return row
 
 
 def machine() -> dict[str, Any]:

@@ -86,6 +86,12 @@ class StatisticsTest(parameterized.TestCase):
     self.assertEqual(dict(row.seconds), {'a': 6.0, 'b': 2.0, 'c': 0.0})
     self.assertEqual(row.rounds, 3)
 
+  @parameterized.parameters((2.0, 'A.'), (1.0, 'A. B.'))
+  def test_a_limit_is_told_where_the_target_is_missed(self, target, note):
+    timings = {'a': harness.Timing(0, (2.0,))}
+    row = harness.make_row('n', 'f', target, [2.0], timings, note='A.', limit='B.')
+    self.assertEqual(row.note, note)
+
   @parameterized.parameters(
       ({'value': 1.154, 'target': 1.15}, 'met'),  # as printed
       ({'value': 1.156, 'target': 1.15}, 'not met'),

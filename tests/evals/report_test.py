@@ -8,6 +8,7 @@ from absl.testing import absltest
 from absl.testing import parameterized
 import numpy as np
 
+from unlearn_jax.evals import figures
 from unlearn_jax.evals import report
 
 METHODS = {'original': 0.45, 'retrain': 0.82, 'scrub': 0.71, 'dlfd': 0.8}
@@ -81,6 +82,11 @@ class ReportTest(parameterized.TestCase):
     pages = [read(report.write(results(), self.directory(), losses=losses(),
                                curves=CURVES)[1]) for _ in range(2)]
     self.assertEqual(*pages)
+
+  def test_methods_are_told_apart_by_colour_and_marker(self):
+    names = ['original', 'retrain', *(f'method{i}' for i in range(40))]
+    colours, markers = figures._colours(names), figures._markers(names)
+    self.assertLen({(colours[name], markers[name]) for name in names}, len(names))
 
   def test_figures_only_of_what_there_is(self):
     _, path = report.write(results(), self.directory(),

@@ -12,7 +12,7 @@ from unlearn_jax.evals import results as results_lib
 FORGET, UNSEEN = '#009e73', '#e69f00'  # green and orange, as in the paper's Figure 3
 ANCHOR_COLOURS = {'original': '#888888', 'retrain': '#111111'}
 COLOURS = ('#0072b2', '#d55e00', '#cc79a7', '#56b4e9', '#b8a800', '#7a5195', '#2f8f4e', '#a05a2c')
-MARKERS = 'osD^vPX*'
+MARKERS = 'osD^vPX*<'  # one more than colours: 72 methods before a pair of both comes again
 SMALLEST_LOSS = 1e-5
 _STYLE = {
     'font.size': 9, 'axes.spines.top': False, 'axes.spines.right': False, 'axes.grid': True,
@@ -49,6 +49,10 @@ def _colours(names) -> dict[str, str]:
   return ANCHOR_COLOURS | {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(methods)}
 
 
+def _markers(names) -> dict[str, str]:
+  return {name: MARKERS[i % len(MARKERS)] for i, name in enumerate(names)}
+
+
 @styled
 def nomus(results: Mapping[str, Any]):
   """NoMUS of every method as bars with the spread over seeds; a line at the retrained model."""
@@ -82,7 +86,8 @@ def trade_off(results: Mapping[str, Any], score: str = 'forgetting_score[benchma
   names = results_lib.ordered(results['methods'])
   colours = _colours(names)
   canvas, ((axis,),) = new_figure(9.0, 4.2)
-  for index, name in enumerate(names):
+  markers = _markers(names)
+  for name in names:
     x = results_lib.value(results, name, score)['values']
     y = results_lib.value(results, name, 'accuracy/test')['values']
     pairs = np.array([pair for pair in zip(x, y) if None not in pair]).reshape(-1, 2)
@@ -93,7 +98,7 @@ def trade_off(results: Mapping[str, Any], score: str = 'forgetting_score[benchma
       pad = np.array([0.004, 0.004])
       axis.add_patch(patches.Rectangle(low - pad, *(high - low + 2 * pad), color='#111111',
                                        alpha=0.08, lw=0, label='range of retrained models'))
-    axis.scatter(*pairs.T, s=42, color=colours[name], marker=MARKERS[index % len(MARKERS)],
+    axis.scatter(*pairs.T, s=42, color=colours[name], marker=markers[name],
                  alpha=0.85, lw=0, label=results_lib.display(name))
   axis.set_xlim(left=min(0.0, axis.get_xlim()[0]))
   axis.set_xlabel('Forgetting Score (0: forgotten and unseen losses cannot be told apart)')
@@ -156,7 +161,7 @@ def across_cases(cases: Mapping[str, Mapping[str, Any]], metrics: tuple[str, ...
   """Metrics of every method over the cases of an experiment, mean and spread over seeds."""
   names = list(dict.fromkeys(name for part in cases.values()
                              for name in results_lib.ordered(part['methods'])))
-  colours = _colours(names)
+  colours, markers = _colours(names), _markers(names)
   canvas, axes = new_figure(9.0, 2.6 * len(metrics), len(metrics), 1, sharex=True)
   for axis, metric in zip(axes.flat, metrics):
     for name in names:
@@ -165,8 +170,8 @@ def across_cases(cases: Mapping[str, Mapping[str, Any]], metrics: tuple[str, ...
       points = [(i, f['mean'], f['std'] or 0.0) for i, f in points if f['mean'] is not None]
       if points:
         x, mean, std = zip(*points)
-        axis.errorbar(x, mean, std, marker='o', ms=4, capsize=2, lw=1.2, color=colours[name],
-                      ls='--' if name in ANCHOR_COLOURS else '-', label=results_lib.display(name))
+        axis.errorbar(x, mean, std, marker=markers[name], ms=4, capsize=2, lw=1.2,
+                      color=colours[name], ls='--' if name in ANCHOR_COLOURS else '-', label=results_lib.display(name))
     shown = results_lib.METRICS.get(metric)
     axis.set_ylabel(shown.label if shown else metric)
   axes[0, 0].legend(loc='center left', bbox_to_anchor=(1.0, 0.5))
