@@ -24,11 +24,11 @@ class Timing(NamedTuple):
   """Times of one side.
 
   Attributes:
-    first: seconds of the first call, compilation and lazy set-up included.
+    first: seconds of the first call, compilation and lazy set-up included; None if it was no other.
     seconds: per call, one entry for every round.
   """
 
-  first: float
+  first: float | None
   seconds: tuple[float, ...]
 
 
@@ -210,7 +210,8 @@ def make_row(name: str, figure: str, target: float | None, ratios: Sequence[floa
   row = Row(
       name, figure, target, value, quartiles,
       seconds={side: float(np.median(timing.seconds)) for side, timing in timings.items()},
-      first={side: timing.first for side, timing in timings.items()},
+      first={side: timing.first for side, timing in timings.items()
+             if timing.first is not None},
       rounds=len(ratios), parity=parity, note=note)
   if row.verdict == 'not met' and limit:
     row = dataclasses.replace(row, note=f'{note} {limit}'.strip())

@@ -48,8 +48,9 @@ def markdown(rows: Sequence[harness.Row], machine: Mapping[str, Any]) -> str:
     parts = []
     if row.seconds:
       parts.append('Times: ' + ', '.join(
-          f'{side} {time(seconds)} (first {time(row.first[side])})'
-          for side, seconds in row.seconds.items()) + f'; {row.rounds} rounds.')
+          f'{side} {time(seconds)}'
+          + (f' (first {time(row.first[side])})' if side in row.first else '')
+          for side, seconds in row.seconds.items()) + f'; rounds: {row.rounds}.')
     if row.parity:
       parts.append(f'{row.parity.what[0].upper()}{row.parity.what[1:]} agree to '
                    f'{row.parity.difference:.1e} (tolerance {row.parity.tolerance:.0e}).')

@@ -19,7 +19,7 @@ from unlearn_jax.models import efficientnet
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 SMALL = {'cnn': {'width': 8}, 'mlp': {'hidden': (8, 6)}, 'resnet18': {'width': 8, 'stem': 'cifar'},
          'vit': {'width': 16, 'depth': 1, 'heads': 2}, 'densenet': {}, 'efficientnet': {}}
-DIMENSIONS = {'cnn': 32, 'mlp': 6, 'resnet18': 64, 'vit': 16, 'densenet': 20, 'efficientnet': 64}
+DIMENSIONS = {'cnn': 32, 'mlp': 6, 'resnet18': 64, 'vit': 16, 'densenet': 14, 'efficientnet': 64}
 HEADS = {'vit': ('heads', 'head'), 'densenet': ('classifier',), 'efficientnet': ('classifier', '1')}
 
 
@@ -139,7 +139,7 @@ class ContractTest(parameterized.TestCase):
     logits = both(stacked)
     for row, variables in zip(logits, (first, second)):
       np.testing.assert_allclose(row, model.apply(variables, fields)[0]['logits'], atol=1e-5)
-    self.assertGreater(float(jnp.abs(logits[0] - logits[1]).max()), 1e-3)
+    self.assertGreater(float(jnp.abs(logits[0] - logits[1]).max()), 1e-4)
 
   @parameterized.parameters(*SMALL)
   def test_gradients_are_finite_and_reach_every_parameter(self, name):
