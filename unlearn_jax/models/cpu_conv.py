@@ -36,9 +36,10 @@ def conv_general_dilated(lhs, rhs, window_strides, padding, lhs_dilation=None, r
   dilated = set((*(lhs_dilation or ()), *(rhs_dilation or ()))) - {1}
   layout = lax.conv_dimension_numbers(lhs.shape, rhs.shape, dimension_numbers)
   expected = lax.conv_dimension_numbers(lhs.shape, rhs.shape, _LAYOUT)
-  depthwise = (lhs.shape[-1], 1, lhs.shape[-1]) == (feature_group_count, *rhs.shape[2:])
+  groups = feature_group_count
+  depthwise = groups > 1 and (groups, 1, groups) == (lhs.shape[-1], *rhs.shape[2:])
   if (dilated or kwargs or isinstance(padding, str) or lhs.ndim != 4 or layout != expected
-      or not (depthwise or feature_group_count == 1)):
+      or not (depthwise or groups == 1)):
     raise NotImplementedError(
         'only plain and depthwise 2-d convolutions over NHWC with explicit padding')
   padding = tuple(map(tuple, padding))
