@@ -54,8 +54,9 @@ def init(model, seed, fields):
 class RegistryTest(parameterized.TestCase):
 
   def test_names(self):
-    self.assertEqual(models.names(), ('cnn', 'densenet121', 'efficientnet_b0', 'mlp', 'resnet18',
-                                      'resnet34', 'resnet50', 'vit'))
+    self.assertEqual(models.names(), (
+        'clip', 'clip_vit_b_16', 'clip_vit_b_32', 'clip_vit_l_14', 'cnn', 'densenet121',
+        'efficientnet_b0', 'mlp', 'resnet18', 'resnet34', 'resnet50', 'vit'))
 
   def test_unknown_model(self):
     with self.assertRaisesRegex(ValueError, "no model 'resnet19', did you mean 'resnet18'"):
