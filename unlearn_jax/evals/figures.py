@@ -171,7 +171,8 @@ def across_cases(cases: Mapping[str, Mapping[str, Any]], metrics: tuple[str, ...
       if points:
         x, mean, std = zip(*points)
         axis.errorbar(x, mean, std, marker=markers[name], ms=4, capsize=2, lw=1.2,
-                      color=colours[name], ls='--' if name in ANCHOR_COLOURS else '-', label=results_lib.display(name))
+                      color=colours[name], ls='--' if name in ANCHOR_COLOURS else '-',
+                      label=results_lib.display(name))
     shown = results_lib.METRICS.get(metric)
     axis.set_ylabel(shown.label if shown else metric)
   axes[0, 0].legend(loc='center left', bbox_to_anchor=(1.0, 0.5))
