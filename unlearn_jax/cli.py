@@ -42,7 +42,7 @@ def use_compilation_cache() -> None:
   """Keeps compiled programs between runs, beside the other cached files."""
   if jax.config.jax_compilation_cache_dir is None:
     jax.config.update('jax_compilation_cache_dir', os.path.join(sources.cache_dir(), 'jax'))
-    jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
+    jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
 
 
 def parse(argv: list[str]) -> list[str]:

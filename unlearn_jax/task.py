@@ -1,6 +1,7 @@
 """What all rows of an experiment share, and the training of one row."""
 
 from collections.abc import Mapping
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -108,8 +109,10 @@ def row_settings(config: config_dict.ConfigDict, row: str, **changes) -> dict[st
 
 
 def train_row(task: Task, row: str, seed: int, settings: Mapping[str, Any], variables,
-              directory: str) -> tuple[types.Variables, dict[str, float]]:
+              directory: str, *, keep: bool = True) -> tuple[types.Variables, dict[str, float]]:
   """Runs one method for one seed in `directory`, or reads its finished result from there.
+
+  Without `keep` only logs are written there: a trial's model is measured once and never used again.
 
   Returns:
     The exported variables, and seconds, compile_seconds and steps.
@@ -129,7 +132,9 @@ def train_row(task: Task, row: str, seed: int, settings: Mapping[str, Any], vari
   if any(phase.signals for phase in method.phases):
     monitor = privacy.forgetting_gate(
         {name: task.fields[name] for name in ('forget', 'validation')})
-  with checkpoint.Checkpointer(os.path.join(directory, 'checkpoints'), keep=1) as checkpointer:
+  saving = (checkpoint.Checkpointer(os.path.join(directory, 'checkpoints'), keep=1) if keep else
+            contextlib.nullcontext())
+  with saving as checkpointer:
     result = loop.run(
         method, variables, task.streams(seed), key=key, apply=task.model.apply, mesh=task.mesh,
         monitor=monitor, checkpointer=checkpointer, checkpoint_every=task.config.checkpoint_every,
@@ -137,8 +142,9 @@ def train_row(task: Task, row: str, seed: int, settings: Mapping[str, Any], vari
         label=f'{row}, seed {seed}')
   facts = {'seconds': result.seconds, 'compile_seconds': result.compile_seconds,
            'steps': result.steps, 'settings': note['settings']}
-  with checkpoint.Checkpointer(finished) as saved:
-    saved.save(dict(result.variables), facts)
+  if keep:
+    with checkpoint.Checkpointer(finished) as saved:
+      saved.save(dict(result.variables), facts)
   return result.variables, facts
 
 

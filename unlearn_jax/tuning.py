@@ -4,7 +4,6 @@ from collections.abc import Callable, Mapping
 import itertools
 import os
 import pprint
-import shutil
 import time
 from typing import Any, NamedTuple
 
@@ -192,16 +191,16 @@ def _trial(small: task_lib.Task, row: str, index: int, changes: Mapping[str, Any
     began = time.perf_counter()
     try:
       settings = task_lib.row_settings(small.config, row, **changes)
-      variables, facts = task_lib.train_row(small, row, seed, settings, start, directory)
+      variables, facts = task_lib.train_row(small, row, seed, settings, start, directory,
+                                            keep=False)
       measured = measure(small, variables)
       score = OBJECTIVES[small.config.tune.objective].score(measured, reference)
       result = {'score': score, 'seconds': facts['seconds'], 'measured': measured}
     except loop.NonFiniteError as error:
       logging.warning('%s with %s: %s', row, dict(changes), error)
       result = {'score': None, 'seconds': time.perf_counter() - began, 'measured': None}
+    os.makedirs(directory, exist_ok=True)
     workdir_lib.write_json(path, result)
-    for name in ('checkpoints', 'model'):
-      shutil.rmtree(os.path.join(directory, name), ignore_errors=True)
   return workdir_lib.read_json(path)
 
 

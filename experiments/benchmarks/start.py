@@ -17,9 +17,10 @@ NOTE = (f'`python -m experiments.run --config={CONFIG}`, every start with a new 
         'The second start reuses what the first left in the cache directory: the original and the '
         'retrained models, and compiled programs. It tunes, unlearns, evaluates and draws anew.')
 
-LIMIT = ('What is done anew, by profile: the linear probes of scikit-learn, whose BLAS threads wait '
-         'for one another, the figures, above all the loss histograms, and tracing and saving of '
-         'many short runs. No cache holds any of it.')
+LIMIT = ('Done anew, by profile: tracing and lowering of some forty step functions (a fifth), imports, '
+         'attacks and probes of scikit-learn, checkpoints, figures (an eighth each); no cache holds '
+         'them. Tried and kept: every program into the cache, not those of half a second alone; '
+         'trials save no checkpoints; probes fit on one thread.')
 
 
 def rows(config: str = CONFIG, rounds: int = 1) -> Iterator[harness.Row]:

@@ -258,6 +258,16 @@ class PromptTest(parameterized.TestCase):
     self.assertGreater(float(np.abs(outputs['text_embedding'] - plain['text_embedding']).max()),
                        1e-3)
 
+  def test_initial_prompt(self):
+    model, variables = build()
+    prompt = clip.init_prompt(jax.random.key(0), variables, 7)
+    self.assertEqual((prompt.shape, prompt.dtype), ((7, 12), jnp.float32))
+    jax.eval_shape(model.apply, variables, {**FIELDS, 'prompt': prompt})
+    wide = {'params': {'text': {'positional_embedding': np.zeros((77, 512))}}}
+    prompt = clip.init_prompt(jax.random.key(1), wide)
+    self.assertEqual(prompt.shape, (8, 512))
+    self.assertAlmostEqual(float(prompt.std()), 0.02, places=3)
+
   def test_only_the_slots_are_replaced(self):
     expected = encode(TEXT, prompt=PROMPT)
     slots, words = TEXT.copy(), TEXT.copy()

@@ -60,6 +60,21 @@ LAYOUTS = {
 }
 
 
+def init_prompt(key: types.Array, variables: types.Variables, slots: int = 8) -> types.Array:
+  """Fresh prompt vectors for the text tower of `variables`.
+
+  Args:
+    key: typed PRNG key.
+    variables: of a model of this file.
+    slots: m; 8 in NCU's release.
+
+  Returns:
+    [m, text_width], normal with deviation 0.02 as in NCU's release: the field `prompt` of `clip`.
+  """
+  width = variables['params']['text']['positional_embedding'].shape[-1]
+  return 0.02 * jax.random.normal(key, (slots, width))
+
+
 def _normalised(x: jax.Array) -> jax.Array:
   return x / jnp.linalg.norm(x, axis=-1, keepdims=True)
 
