@@ -49,23 +49,38 @@ class ViTTest(parameterized.TestCase):
             'ln_1', 'self_attention/in_proj', 'self_attention/out_proj', 'ln_2', 'mlp/0', 'mlp/3')),
         'encoder/ln', 'heads/head'])
 
-  def test_patches_are_a_strided_convolution(self):
-    module = vit.PatchEmbedding(6, 2, jnp.float32)
+  @parameterized.parameters(True, False)
+  def test_patches_are_a_strided_convolution(self, use_bias):
+    module = vit.PatchEmbedding(6, 2, jnp.float32, use_bias=use_bias)
     image = jax.random.normal(jax.random.key(0), (2, 4, 6, 3))
     variables = module.init(jax.random.key(1), image)
+    self.assertEqual('bias' in variables['params'], use_bias)
     expected = lax.conv_general_dilated(image, variables['params']['kernel'], (2, 2), 'VALID',
                                         dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
     np.testing.assert_allclose(module.apply(variables, image), expected.reshape(2, 6, 6), atol=1e-5)
 
-  def test_attention_against_numpy(self):
-    module = vit.SelfAttention(2, jnp.float32)
+  @parameterized.product(causal=(False, True), qk_norm=(None, 1e-6))
+  def test_attention_against_numpy(self, causal, qk_norm):
+    module = vit.SelfAttention(2, jnp.float32, causal=causal, qk_norm=qk_norm)
     x = jax.random.normal(jax.random.key(0), (1, 5, 8))
     params = module.init(jax.random.key(1), x)['params']
     x64 = np.asarray(x[0], np.float64)
     q, k, v = np.split(x64 @ params['in_proj']['kernel'], 3, axis=1)
+
+    def norm(x, name):
+      if qk_norm is None:
+        return x
+      params[name] = {'scale': rng.uniform(0.5, 1.5, 4), 'bias': rng.normal(size=4)}
+      x = x.reshape(5, 2, 4)
+      x = (x - x.mean(2, keepdims=True)) / np.sqrt(x.var(2, keepdims=True) + qk_norm)
+      return (x * params[name]['scale'] + params[name]['bias']).reshape(5, 8)
+
+    rng = np.random.default_rng(2)
+    q, k = norm(q, 'q_norm'), norm(k, 'k_norm')
     heads = []
     for part in (slice(0, 4), slice(4, 8)):
       scores = np.exp(q[:, part] @ k[:, part].T / 2)  # sqrt of 4 dimensions
+      scores = np.tril(scores) if causal else scores
       heads.append(scores / scores.sum(1, keepdims=True) @ v[:, part])
     expected = np.concatenate(heads, 1) @ params['out_proj']['kernel']
     np.testing.assert_allclose(module.apply({'params': params}, x)[0], expected, atol=1e-5)
