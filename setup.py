@@ -42,10 +42,13 @@ EXTRAS = {
     'report': [],  # nothing beyond the core: the main job draws its figures itself
     'audit': ['jax_privacy>=2.0'],
     'bench': ['POT>=0.9', 'torch==2.13.0'],  # what our times are compared with
+    # CLIP's vocabulary; the package has wheels for Python 3.11 and 3.12.
+    'clip': ['ftfy>=6.1', 'instant-clip-tokenizer>=0.1.1; python_version < "3.13"'],
     'convert': ['safetensors>=0.5'],
     'federated': [],  # nothing beyond the core: a federated round is one jitted step
-    'parity': ['torch==2.13.0'],  # golden values were made with this release
-    'test': ['jax_privacy>=2.0', 'POT>=0.9', 'pytest>=8', 'pytest-xdist>=3.5'],
+    'parity': ['torch==2.13.0', 'transformers>=5.23'],  # golden values were made with this PyTorch
+    'test': ['ftfy>=6.1', 'instant-clip-tokenizer>=0.1.1; python_version < "3.13"',
+             'jax_privacy>=2.0', 'POT>=0.9', 'pytest>=8', 'pytest-xdist>=3.5'],
 }
 EXTRAS['all'] = sorted(set().union(*EXTRAS.values()))
 

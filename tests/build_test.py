@@ -124,7 +124,7 @@ class BuildTest(absltest.TestCase):
   def test_no_deep_learning_framework_but_jax_in_the_core(self):
     core = {canonical(requirement) for requirement in literal(ROOT / 'setup.py', 'CORE')}
     self.assertEmpty(core & {'torch', 'tensorflow', 'tensorflow-cpu', 'keras', 'torchvision'})
-    self.assertEqual(literal(ROOT / 'setup.py', 'EXTRAS')['parity'], ['torch==2.13.0'])
+    self.assertIn('torch==2.13.0', literal(ROOT / 'setup.py', 'EXTRAS')['parity'])
 
   def test_checkpoint_manifest(self):
     manifest = json.loads((ROOT / 'checkpoints' / 'manifest.json').read_text(encoding='utf-8'))

@@ -62,13 +62,12 @@ def state_dict(params):
   """Our parameters (or gradients) under OpenAI's names and in its layouts: the rule of clip.py."""
   found = {}
   for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
-    name, value = jax.tree_util.keystr(path, simple=True, separator='.'), np.array(leaf)
-    if name.endswith('kernel'):
+    parents, _, last = jax.tree_util.keystr(path, simple=True, separator='.').rpartition('.')
+    value = np.array(leaf)
+    if last == 'kernel':
       value = value.transpose((3, 2, 0, 1) if value.ndim == 4 else (1, 0))
-    name = re.sub('(kernel|scale|embedding)$', 'weight',
-                  name) if not re.search('(class|positional)_embedding', name) else name
-    name = name.removeprefix('text.').replace('in_proj.', 'in_proj_').replace(
-        'logit_weight', 'logit_scale')
+    last = 'weight' if last in ('kernel', 'scale', 'embedding') else last
+    name = f'{parents}.{last}'.lstrip('.').removeprefix('text.').replace('in_proj.', 'in_proj_')
     found[name] = np.ascontiguousarray(value)
   return found
 

@@ -198,6 +198,8 @@ def normalized(model: types.Model, mean: Sequence[float], std: Sequence[float]) 
                      f'{tuple(mean)} and {tuple(std)}')
 
   def prepare(fields: types.Inputs) -> types.Inputs:
+    if 'image' not in fields:  # a tower for captions alone
+      return fields
     image, = _pick(fields, ('image',))
     if len(mean) not in (1, image.shape[-1]):
       raise ValueError(f'normalisation has {len(mean)} channels, the pictures {image.shape[-1]}')
