@@ -17,7 +17,7 @@ NOTE = (f'`python -m experiments.run --config={CONFIG}`, every start with a new 
         'The second start reuses what the first left in the cache directory: the original and the '
         'retrained models, and compiled programs. It tunes, unlearns, evaluates and draws anew.')
 
-LIMIT = ('Done anew, by profile: tracing and lowering of some forty step functions (a fifth), imports, '
+LIMIT = ('Done anew, by profile: tracing and lowering of forty step functions (a fifth), imports, '
          'attacks and probes of scikit-learn, checkpoints, figures (an eighth each); no cache holds '
          'them. Tried and kept: every program into the cache, not those of half a second alone; '
          'trials save no checkpoints; probes fit on one thread.')
