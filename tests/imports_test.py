@@ -26,7 +26,7 @@ BELOW['cli'] = BELOW['audit'] | {'audit', ''}
 BELOW['experiments'] = BELOW['cli'] | {'cli'}
 # Modules at the top of the package that belong to the layer of the command line.
 TOP = dict.fromkeys(
-    ('auditing', 'cli', 'config', 'experiment', 'task', 'testing', 'tuning', 'workdir'), 'cli')
+    ('auditing', 'cli', 'config', 'experiment', 'tasks', 'testing', 'tuning', 'workdir'), 'cli')
 TOP['types'] = 'types'
 
 # What losses may import from outside, and who alone may import what.

@@ -12,9 +12,10 @@ import numpy as np
 
 from unlearn_jax import config as config_lib
 from unlearn_jax import experiment
-from unlearn_jax import task as task_lib
+from unlearn_jax import tasks
 from unlearn_jax import tuning
 from unlearn_jax.data import splits as splits_lib
+from unlearn_jax.tasks import classification
 from unlearn_jax.train import loop
 
 CACHE = tempfile.mkdtemp()
@@ -69,13 +70,13 @@ class TuningTest(parameterized.TestCase):
   def test_retrain_gap_is_two_sided_and_zero_at_the_retrained_model(self):
     at = lambda forget: {'accuracy/forget': forget, 'accuracy/validation': 0.8,
                          'mia_auc/validation': 0.5, 'forgetting_score': 0.1}
-    self.assertEqual(tuning.retrain_gap(at(0.6), at(0.6)), 0.0)
-    np.testing.assert_allclose(tuning.retrain_gap(at(0.9), at(0.6)), 0.1)
-    np.testing.assert_allclose(tuning.retrain_gap(at(0.3), at(0.6)), 0.1)
+    self.assertEqual(classification.retrain_gap(at(0.6), at(0.6)), 0.0)
+    np.testing.assert_allclose(classification.retrain_gap(at(0.9), at(0.6)), 0.1)
+    np.testing.assert_allclose(classification.retrain_gap(at(0.3), at(0.6)), 0.1)
 
   def test_gap_trials_start_from_a_model_of_the_tuning_task(self):
     starts = []
-    anchor = task_lib.anchor
+    anchor = tasks.anchor
     def watch(task, row, seed):
       starts.append((row, 'test' in task.splits.indices))
       return anchor(task, row, seed)
@@ -83,7 +84,7 @@ class TuningTest(parameterized.TestCase):
                                                  ('original', False)}),
                                 ('nomus', {('retrain', True), ('original', True)})):
       starts.clear()
-      with mock.patch.object(task_lib, 'anchor', side_effect=watch):
+      with mock.patch.object(tasks, 'anchor', side_effect=watch):
         experiment.tune(make({'common': {'learning_rate': (0.1,)}, 'objective': objective}),
                         tempfile.mkdtemp())
       self.assertEqual(set(starts), expected)

@@ -11,7 +11,7 @@ from ml_collections import config_dict
 
 from unlearn_jax import audit as audit_lib
 from unlearn_jax import experiment
-from unlearn_jax import task as task_lib
+from unlearn_jax import tasks
 from unlearn_jax import workdir as workdir_lib
 from unlearn_jax.evals import render
 
@@ -48,19 +48,19 @@ def audit(config: config_dict.ConfigDict, workdir: str, *, resume: bool = False,
   if config.cases:
     raise ValueError(f'config {config.name!r} has cases; audit one by writing it into a config')
   results = experiment.run(config, workdir, resume=resume, overwrite=overwrite)
-  task = task_lib.load(config, workdir)
-  retrained = [task_lib.anchor(task, 'retrain', seed)[0] for seed in config.audit.retrained]
-  originals = [task_lib.anchor(task, 'original', seed)[0] for seed in config.seeds]
-  unlearned = {row: [task_lib.train_row(task, row, seed, results['settings'][row], original,
-                                        task_lib.row_directory(task, row, seed))[0]
+  task = tasks.load(config, workdir)
+  retrained = [tasks.anchor(task, 'retrain', seed)[0] for seed in config.audit.retrained]
+  originals = [tasks.anchor(task, 'original', seed)[0] for seed in config.seeds]
+  unlearned = {row: [tasks.train_row(task, row, seed, results['settings'][row], original,
+                                        tasks.row_directory(task, row, seed))[0]
                      for seed, original in zip(config.seeds, originals)] for row in config.rows}
-  data = {name: {**fields, 'id': task.splits.indices[name]} for name, fields in task.fields.items()}
+  apply, data = task.audited()
   os.makedirs(os.path.join(workdir, 'audit'), exist_ok=True)
   reports = {}
   for row, models, against in (('original', originals, retrained),
                                ('retrain', retrained[:1], retrained[1:]),
                                *((row, models, retrained) for row, models in unlearned.items())):
-    found = audit_lib.audit(task.model.apply, original=originals[0], unlearned=models,
+    found = audit_lib.audit(apply, original=originals[0], unlearned=models,
                             retrained=against, data=data)
     if jax.process_index() == 0:
       found.to_html(os.path.join(workdir, 'audit', f'{row}.html'))

@@ -10,12 +10,19 @@ from typing import Any
 from ml_collections import config_dict
 
 from unlearn_jax import methods
+from unlearn_jax.data import pairs
 from unlearn_jax.data import splits
 from unlearn_jax.methods import registry
 from unlearn_jax.models import contract
 
 VARIANT = '-'  # 'dlfd-alone' is a row of its own, run by the method 'dlfd'
 BUILTIN = ('original', 'retrain')
+# Kind of task -> kinds of split, and the sections that only its configs have.
+SPLITS = {'classification': splits.KINDS, 'image_text': {'planted': pairs.split}}
+SECTIONS = {
+    'classification': {},
+    'image_text': {'text': {'prompt_slots': 8, 'eda': (), 'wordnet': '', 'templates': 'imagenet',
+                            'candidates': 64}}}
 
 
 def experiment(*, name: str, data: Mapping[str, Any], split: Mapping[str, Any], model: str,
@@ -23,7 +30,8 @@ def experiment(*, name: str, data: Mapping[str, Any], split: Mapping[str, Any], 
                methods: Mapping[str, Mapping[str, Any]] | None = None,
                tune: Mapping[str, Any] | None = None,
                audit: Mapping[str, Any] | None = None,
-               cases: Mapping[str, Mapping[str, Any]] | None = None, **settings
+               cases: Mapping[str, Mapping[str, Any]] | None = None,
+               task: str = 'classification', text: Mapping[str, Any] | None = None, **settings
                ) -> config_dict.ConfigDict:
   """A locked, typed config.
 
@@ -33,11 +41,12 @@ def experiment(*, name: str, data: Mapping[str, Any], split: Mapping[str, Any], 
     name: of the experiment; names its results.
     data: `name` of a source, and any of `label_noise`, `seed`, `image_size`, `augment`, and
       `normalize` (a name in `models.contract.STATISTICS`; pictures stay in [0, 1]).
-    split: `kind` (`identity`, `class`, `random`, `published`), `seed`, and that kind's arguments,
-      see `data.splits`.
+    split: `kind` (`identity`, `class`, `random`, `published`; of pairs `planted`), `seed`, and that
+      kind's arguments, see `data.splits` and `data.pairs.split`.
     model: a registered model.
     model_args: its arguments.
-    train: the recipe of the original and the retrained model: settings of `retrain`.
+    train: the recipe of the original and the retrained model: settings of `retrain` (of pairs:
+      `contrastive`).
     methods: row -> settings. A row is a method's name, or `METHOD-VARIANT`. `config.rows` lists
       those to run, in the table's order.
     tune: how settings are chosen, see `tuning.tune`: `common`, a grid for every row (setting ->
@@ -47,21 +56,30 @@ def experiment(*, name: str, data: Mapping[str, Any], split: Mapping[str, Any], 
       retained units that plays the forget set.
     audit: `retrained`, the seeds of the retrained models that `unlearn-jax audit` compares with.
     cases: case -> nested changes of this config: the experiment is run once per case.
+    task: kind of task, `classification` or `image_text`; it decides which methods, splits and
+      metrics there are, and by which method original and retrained model are trained.
+    text: of image-text tasks: `prompt_slots`, the length of a negative prompt; `eda`, operations
+      that change negative captions (see `data.text_transforms`), and `wordnet`, the directory of
+      their synonyms; `templates` of zero-shot prompts; `candidates`, how many other captions a
+      pair's own competes with in losses and audits.
     **settings: the remaining top-level fields, see the code.
 
   Raises:
     ValueError: unknown fields or settings ("did you mean"), wrong types.
   """
+  if task not in SPLITS:
+    raise ValueError(f'config.task {task!r}{registry.suggestion(task, SPLITS)}')
   config = config_dict.ConfigDict({
       'name': name,
+      'task': task,
       'data_dir': '',
       'cache_dir': '',
       'data': {'name': '', 'label_noise': 0.0, 'seed': 0, 'image_size': 0, 'augment': (),
                'normalize': ''},
-      'split': _split(split),
+      'split': _split(split, SPLITS[task]),
       'model': model,
       'model_args': dict(model_args or {}),
-      'train': _settings('retrain', train or {}, 'train'),
+      'train': _settings(registry.trainer(task), train or {}, 'train'),
       'methods': {row: _settings(method_of(row), values, f'methods.{row}')
                   for row, values in (methods or {}).items()},
       'rows': tuple(methods or ()),
@@ -76,10 +94,15 @@ def experiment(*, name: str, data: Mapping[str, Any], split: Mapping[str, Any], 
       'devices': 0,
       'log_every': 10,
       'checkpoint_every': 0,
+      **SECTIONS[task],
   })
   _update(config.data, data, 'data')
   _update(config.tune, tune or {}, 'tune')
   _update(config.audit, audit or {}, 'audit')
+  if text:
+    if 'text' not in config:
+      raise ValueError(f'config.text belongs to image_text tasks, this is one of {task}')
+    _update(config.text, text, 'text')
   _update(config, settings, '')
   return config.lock()
 
@@ -109,11 +132,11 @@ def _settings(name: str, values: Mapping[str, Any], where: str) -> config_dict.C
   return settings
 
 
-def _split(split: Mapping[str, Any]) -> dict[str, Any]:
+def _split(split: Mapping[str, Any], kinds: Mapping[str, Any]) -> dict[str, Any]:
   """The arguments of a kind of split, with those that were not given; `check` looks at the kind."""
-  if split.get('kind') not in splits.KINDS:
+  if split.get('kind') not in kinds:
     return dict(split)
-  parameters = dict(inspect.signature(splits.KINDS[split['kind']]).parameters)
+  parameters = dict(inspect.signature(kinds[split['kind']]).parameters)
   del parameters['source']
   for key in set(split) - {'kind', *parameters}:
     raise ValueError(f"config has no field 'split.{key}'"
@@ -139,7 +162,7 @@ def _type_of(parameter: inspect.Parameter) -> type:
 
 def resolved(config: config_dict.ConfigDict, row: str) -> dict[str, Any]:
   """The settings that a row runs with: config, else budget, else the factory's default."""
-  name = method_of(row)
+  name = method_of(row) if row not in BUILTIN else registry.trainer(config.task)
   chosen = {key: parameter.default for key, parameter in methods.arguments(name).items()}
   chosen |= registry.BUDGETS[config.budget].get(name, {})
   given = config.train if row in BUILTIN else config.methods[row]
@@ -167,12 +190,22 @@ def check(config: config_dict.ConfigDict) -> None:
     if row in BUILTIN:
       raise ValueError(f'config.methods names {row!r}, which every experiment runs anyway; its '
                        'recipe is config.train')
-  if config.split.get('kind') not in splits.KINDS:
-    raise ValueError(f'config.split.kind is one of {tuple(splits.KINDS)}, got '
+  if config.split.get('kind') not in SPLITS[config.task]:
+    raise ValueError(f'config.split.kind is one of {tuple(SPLITS[config.task])}, got '
                      f'{config.split.get("kind")!r}')
+  for row in config.methods:
+    if (name := method_of(row)) not in registry.TASKS[config.task]:
+      raise ValueError(f'config.methods names {name!r}, which is no method for {config.task} tasks'
+                       f'{registry.suggestion(name, registry.TASKS[config.task])}')
   for row in config.rows:
     if row not in config.methods:
       raise ValueError(f'config.rows names {row!r}{registry.suggestion(row, list(config.methods))}')
+
+
+def split_arguments(config: config_dict.ConfigDict) -> dict[str, Any]:
+  """The keyword arguments of the split's function that are given."""
+  return {key: value.to_dict() if isinstance(value, config_dict.ConfigDict) else value
+          for key, value in config.split.items() if key != 'kind' and value is not None}
 
 
 def to_arguments(config: config_dict.ConfigDict) -> dict[str, Any]:

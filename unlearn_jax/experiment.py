@@ -12,14 +12,10 @@ import numpy as np
 
 import unlearn_jax
 from unlearn_jax import config as config_lib
-from unlearn_jax import task as task_lib
+from unlearn_jax import tasks
 from unlearn_jax import tuning
-from unlearn_jax import types
 from unlearn_jax import workdir as workdir_lib
-from unlearn_jax.evals import classification
 from unlearn_jax.evals import report
-from unlearn_jax.evals import run as evals_run
-from unlearn_jax.losses import classification as per_example
 from unlearn_jax.train import log
 
 
@@ -31,28 +27,15 @@ def versions() -> dict[str, str]:
           'backend': jax.default_backend(), 'devices': str(jax.device_count())}
 
 
-def measure(task: task_lib.Task, variables: types.Variables
-            ) -> tuple[dict[str, float], dict[str, np.ndarray]]:
-  """All metrics of a model, and its losses on forgotten and unseen data."""
-  outputs = {}
-  for name, fields in task.fields.items():
-    outputs[name] = {**evals_run.predict(task.model.apply, variables, fields),
-                     'label': fields['label']}
-  losses = {name: np.asarray(per_example.example_loss(outputs[name]['logits'],
-                                                       outputs[name]['label']))
-            for name in ('forget', 'unseen')}
-  return classification.measure(outputs), losses
-
-
-def finish_row(task: task_lib.Task, row: str, seed: int, variables, facts, directory: str
+def finish_row(task: tasks.Task, row: str, seed: int, variables, facts, directory: str
                ) -> dict[str, Any]:
   """Measures a row and writes `row.json`, unless that is done already."""
   os.makedirs(directory, exist_ok=True)
   path = os.path.join(directory, 'row.json')
   if not os.path.exists(path):
-    metrics, losses = measure(task, variables)
+    metrics, arrays = task.measure(variables)
     if jax.process_index() == 0:
-      np.savez(os.path.join(directory, 'losses.npz'), **losses)
+      np.savez(os.path.join(directory, 'arrays.npz'), **arrays)
     workdir_lib.write_json(path, {'row': row, 'seed': seed, 'metrics': metrics, **facts})
   return workdir_lib.read_json(path)
 
@@ -73,11 +56,11 @@ def run(config: config_dict.ConfigDict, workdir: str, *, resume: bool = False,
   Raises:
     ValueError: bad config, data or work directory; before any compute is spent.
   """
-  tasks, as_json = prepare(config, workdir, resume=resume, overwrite=overwrite)
+  prepared, as_json = prepare(config, workdir, resume=resume, overwrite=overwrite)
   if not config.cases:
-    return _run(tasks[''], as_json)
+    return _run(prepared[''], as_json)
   results = {'config': as_json, 'versions': versions(), 'cases': {
-      case: _run(task, as_json | {'case': case}) for case, task in tasks.items()}}
+      case: _run(task, as_json | {'case': case}) for case, task in prepared.items()}}
   workdir_lib.write_json(os.path.join(workdir, 'results.json'), results)
   if jax.process_index() == 0:
     report.write_cases(results, workdir)
@@ -99,12 +82,12 @@ def tune(config: config_dict.ConfigDict, workdir: str, *, resume: bool = False,
   if not tuning.enabled(config):
     raise ValueError('nothing to tune: config.tune.common and config.tune.methods are empty; '
                      'a grid is a setting and its values, {"learning_rate": (0.01, 0.1)}')
-  tasks, _ = prepare(config, workdir, resume=resume, overwrite=overwrite)
-  return {case: tuning.tune(task) for case, task in tasks.items()}
+  prepared, _ = prepare(config, workdir, resume=resume, overwrite=overwrite)
+  return {case: tuning.tune(task) for case, task in prepared.items()}
 
 
 def prepare(config: config_dict.ConfigDict, workdir: str, *, resume: bool, overwrite: bool
-            ) -> tuple[dict[str, task_lib.Task], dict[str, Any]]:
+            ) -> tuple[dict[str, tasks.Task], dict[str, Any]]:
   """Checks everything that can be wrong, then makes the work directory ours.
 
   Returns:
@@ -116,16 +99,16 @@ def prepare(config: config_dict.ConfigDict, workdir: str, *, resume: bool, overw
     del as_json[location]
   workdir_lib.check(workdir, as_json, resume=resume, overwrite=overwrite)
   # Wrong data and settings of every case fail here, before anything is deleted or trained.
-  tasks = {case: task_lib.load(one, os.path.join(workdir, 'cases', case) if case else workdir)
+  found = {case: tasks.load(one, os.path.join(workdir, 'cases', case) if case else workdir)
            for case, one in _cases(config).items()}
-  for task in tasks.values():
+  for task in found.values():
     tuning.check(task)
   workdir_lib.claim(workdir, as_json, overwrite=overwrite)
-  for task in tasks.values():
+  for task in found.values():
     os.makedirs(task.workdir, exist_ok=True)
     if jax.process_index() == 0:
       task.splits.save(os.path.join(task.workdir, 'splits.json'))
-  return tasks, as_json
+  return found, as_json
 
 
 def _cases(config: config_dict.ConfigDict) -> dict[str, config_dict.ConfigDict]:
@@ -142,26 +125,26 @@ def _cases(config: config_dict.ConfigDict) -> dict[str, config_dict.ConfigDict]:
   return found
 
 
-def _run(task: task_lib.Task, as_json: Mapping[str, Any]) -> dict[str, Any]:
+def _run(task: tasks.Task, as_json: Mapping[str, Any]) -> dict[str, Any]:
   """All rows of one experiment, its results and its report."""
   config, workdir = task.config, task.workdir
   found = tuning.tune(task)
   table: dict[str, list[dict[str, Any]]] = {}
-  losses, curves = {}, {}
+  arrays, curves = {}, {}
   for seed in config.seeds:
-    original, facts, directory = task_lib.anchor(task, 'original', seed)
+    original, facts, directory = tasks.anchor(task, 'original', seed)
     runs = {'original': (original, facts, directory),
-            'retrain': task_lib.anchor(task, 'retrain', seed)}
+            'retrain': tasks.anchor(task, 'retrain', seed)}
     for row in config.rows:
-      settings = task_lib.row_settings(config, row, **(found['chosen'][row] if found else {}))
-      directory = task_lib.row_directory(task, row, seed)
-      variables, facts = task_lib.train_row(task, row, seed, settings, original, directory)
+      settings = tasks.row_settings(config, row, **(found['chosen'][row] if found else {}))
+      directory = tasks.row_directory(task, row, seed)
+      variables, facts = tasks.train_row(task, row, seed, settings, original, directory)
       runs[row] = (variables, facts, directory)
     for row, (variables, facts, directory) in runs.items():
-      where = task_lib.row_directory(task, row, seed)
+      where = tasks.row_directory(task, row, seed)
       table.setdefault(row, []).append(finish_row(task, row, seed, variables, facts, where))
-      with np.load(os.path.join(where, 'losses.npz')) as arrays:
-        losses[row, seed] = dict(arrays)
+      with np.load(os.path.join(where, 'arrays.npz')) as saved:
+        arrays[row, seed] = dict(saved)
       if seed == config.seeds[0]:
         lines = [line for line in log.read(directory) if 'loss' in line]
         curves[row] = {key: [line[key] for line in lines] for key in ('step', 'loss')}
@@ -173,5 +156,5 @@ def _run(task: task_lib.Task, as_json: Mapping[str, Any]) -> dict[str, Any]:
       'tune': found, **report.summarise(table)}
   workdir_lib.write_json(os.path.join(workdir, 'results.json'), results)
   if jax.process_index() == 0:
-    report.write(results, workdir, losses=losses, curves=curves)
+    report.write(results, workdir, arrays=arrays, curves=curves)
   return results

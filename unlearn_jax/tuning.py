@@ -1,11 +1,11 @@
 """Choosing hyper-parameters: the same stated budget for every method, none of the report's data."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 import itertools
 import os
 import pprint
 import time
-from typing import Any, NamedTuple
+from typing import Any
 
 from absl import logging
 import jax
@@ -13,51 +13,10 @@ from ml_collections import config_dict
 import numpy as np
 
 from unlearn_jax import config as config_lib
-from unlearn_jax import task as task_lib
+from unlearn_jax import tasks
 from unlearn_jax import types
 from unlearn_jax import workdir as workdir_lib
-from unlearn_jax.data import splits as splits_lib
-from unlearn_jax.evals import classification
-from unlearn_jax.evals import privacy
-from unlearn_jax.evals import run as evals_run
-from unlearn_jax.losses import classification as per_example
 from unlearn_jax.train import loop
-
-Measured = dict[str, float]
-COMPARED = ('accuracy/forget', 'accuracy/validation', 'mia_auc/validation')
-
-
-class Objective(NamedTuple):
-  """What a trial is judged by.
-
-  Attributes:
-    score: (measured on the trial's model, measured on the retrained one or None) -> float.
-    best: `max` or `min`.
-    retrains: a retrained model of the tuning task is needed.
-  """
-
-  score: Callable[[Measured, Measured | None], float]
-  best: Callable
-  retrains: bool
-
-
-def retrain_gap(measured: Measured, retrained: Measured) -> float:
-  """Mean of |unlearned - retrained| over forget accuracy, validation accuracy and attack AUC.
-
-  Ours: all three lie in [0, 1], and 0 is a model that behaves as the retrained one does. Two-sided:
-  to do worse than the retrained model on forgotten records costs as much as to do better.
-  """
-  return float(np.mean([abs(measured[name] - retrained[name]) for name in COMPARED]))
-
-
-def nomus(measured: Measured, retrained: Measured | None) -> float:
-  """NoMUS with validation data in the place of test and unseen data; needs no retrained model."""
-  del retrained
-  return classification.nomus(measured['accuracy/validation'], measured['forgetting_score'])
-
-
-OBJECTIVES = {'nomus': Objective(nomus, max, False),
-              'retrain_gap': Objective(retrain_gap, min, True)}
 
 
 def candidates(config: config_dict.ConfigDict, row: str) -> list[dict[str, Any]]:
@@ -72,15 +31,16 @@ def candidates(config: config_dict.ConfigDict, row: str) -> list[dict[str, Any]]
   return [found[index] for index in order]
 
 
-def check(task: task_lib.Task) -> None:
+def check(task: tasks.Task) -> None:
   """Builds the method of every candidate, so that a wrong one fails before anything is trained.
 
   Raises:
     ValueError: an unknown objective or row, an empty grid, a setting that a method refuses.
   """
   tune = task.config.tune
-  if tune.objective not in OBJECTIVES:
-    raise ValueError(f'config.tune.objective {tune.objective!r} is not one of {tuple(OBJECTIVES)}')
+  if enabled(task.config) and tune.objective not in task.OBJECTIVES:
+    raise ValueError(f'config.tune.objective {tune.objective!r} is not one of '
+                     f'{tuple(task.OBJECTIVES)}')
   if tune.budget < 0 or tune.trials < 0:
     raise ValueError('config.tune.budget and config.tune.trials are 0 (no limit) or more, got '
                      f'{tune.budget:g} and {tune.trials}')
@@ -97,14 +57,14 @@ def check(task: task_lib.Task) -> None:
       for changes in found:
         if unknown := set(changes) - set(config_lib.resolved(task.config, row)):
           raise ValueError(f'config.tune: {row} has no setting {sorted(unknown)}')
-        task.method(row, task_lib.row_settings(task.config, row, **changes))
+        task.method(row, tasks.row_settings(task.config, row, **changes))
 
 
 def enabled(config: config_dict.ConfigDict) -> bool:
   return bool(config.tune.common or config.tune.methods)
 
 
-def tune(task: task_lib.Task) -> dict[str, Any] | None:
+def tune(task: tasks.Task) -> dict[str, Any] | None:
   """Gives every row of the experiment the same budget, and chooses its settings.
 
   The forget set of a trial is drawn from retained data, validation data stand for test and unseen
@@ -131,15 +91,14 @@ def tune(task: task_lib.Task) -> dict[str, Any] | None:
   config = task.config
   if not enabled(config):
     return None
-  objective = OBJECTIVES[config.tune.objective]
-  small = task.with_splits(splits_lib.tuning(
-      task.splits, task.source, seed=config.split.get('seed', 0), share=config.tune.share))
-  retraining = float(np.mean([task_lib.anchor(task, 'retrain', seed)[1]['seconds']
+  objective = task.OBJECTIVES[config.tune.objective]
+  small = task.for_tuning()
+  retraining = float(np.mean([tasks.anchor(task, 'retrain', seed)[1]['seconds']
                               for seed in config.tune.seeds]))
   references = {
-      seed: measure(small, task_lib.anchor(small, 'retrain', seed)[0]) if objective.retrains else None
-      for seed in config.tune.seeds}
-  starts = {seed: task_lib.anchor(small if objective.retrains else task, 'original', seed)[0]
+      seed: (small.measure_trial(tasks.anchor(small, 'retrain', seed)[0])
+             if objective.retrains else None) for seed in config.tune.seeds}
+  starts = {seed: tasks.anchor(small if objective.retrains else task, 'original', seed)[0]
             for seed in config.tune.seeds}
   trials, chosen = {}, {}
   for row in config.rows:
@@ -161,7 +120,7 @@ def tune(task: task_lib.Task) -> dict[str, Any] | None:
   return found
 
 
-def _search(small: task_lib.Task, row: str, starts, references, retraining: float
+def _search(small: tasks.Task, row: str, starts, references, retraining: float
             ) -> list[dict[str, Any]]:
   """The trials of a row, until its grid or its budget is spent."""
   settings = small.config.tune
@@ -182,19 +141,19 @@ def _search(small: task_lib.Task, row: str, starts, references, retraining: floa
   return found
 
 
-def _trial(small: task_lib.Task, row: str, index: int, changes: Mapping[str, Any], seed: int,
-           start: types.Variables, reference: Measured | None) -> dict[str, Any]:
+def _trial(small: tasks.Task, row: str, index: int, changes: Mapping[str, Any], seed: int,
+           start: types.Variables, reference: Mapping[str, float] | None) -> dict[str, Any]:
   """Score and seconds of one candidate for one seed; the score is None if it diverged."""
   directory = os.path.join(small.workdir, 'trials', row, f'{index}', f'seed_{seed}')
   path = os.path.join(directory, 'trial.json')
   if not os.path.exists(path):
     began = time.perf_counter()
     try:
-      settings = task_lib.row_settings(small.config, row, **changes)
-      variables, facts = task_lib.train_row(small, row, seed, settings, start, directory,
+      settings = tasks.row_settings(small.config, row, **changes)
+      variables, facts = tasks.train_row(small, row, seed, settings, start, directory,
                                             keep=False)
-      measured = measure(small, variables)
-      score = OBJECTIVES[small.config.tune.objective].score(measured, reference)
+      measured = small.measure_trial(variables)
+      score = small.OBJECTIVES[small.config.tune.objective].score(measured, reference)
       result = {'score': score, 'seconds': facts['seconds'], 'measured': measured}
     except loop.NonFiniteError as error:
       logging.warning('%s with %s: %s', row, dict(changes), error)
@@ -202,19 +161,6 @@ def _trial(small: task_lib.Task, row: str, index: int, changes: Mapping[str, Any
     os.makedirs(directory, exist_ok=True)
     workdir_lib.write_json(path, result)
   return workdir_lib.read_json(path)
-
-
-def measure(small: task_lib.Task, variables: types.Variables) -> Measured:
-  """What the objectives read: accuracies and the loss attack, forget against validation data."""
-  losses, found = {}, {}
-  for name in ('forget', 'validation'):
-    fields = small.fields[name]
-    logits = evals_run.predict(small.model.apply, variables, fields)['logits']
-    losses[name] = np.asarray(per_example.example_loss(logits, fields['label']))
-    found[f'accuracy/{name}'] = float(np.mean(per_example.accuracy(logits, fields['label'])))
-  pair = losses['forget'], losses['validation']
-  return found | {'mia_auc/validation': privacy.auc(*pair),
-                  'forgetting_score': privacy.forgetting_score(*pair).score}
 
 
 def _write_config(config: config_dict.ConfigDict, chosen: Mapping[str, Any], path: str) -> None:

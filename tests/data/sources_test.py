@@ -122,6 +122,54 @@ class ValidateTest(absltest.TestCase):
       self.with_fields(image=np.zeros((160, 8, 8, 1), np.uint8)).validate()
 
 
+class ValidateCaptionsTest(absltest.TestCase):
+
+  def setUp(self):
+    super().setUp()
+    self.source = sources.get('synthetic')
+    count = len(self.source)
+    self.fields = {'image': self.source.fields['image'], 'picture': np.arange(count) // 2,
+                   'caption': np.char.add('picture ', np.arange(count).astype(str))}
+
+  def made(self, **changes):
+    found = {**self.fields, **changes}
+    return dataclasses.replace(
+        self.source, num_classes=4 if 'label' in found else 0,
+        fields={name: field for name, field in found.items() if field is not None})
+
+  def test_labels_are_optional_and_may_be_missing_for_some(self):
+    self.made().validate()
+    label = np.where(np.arange(160) % 3, self.source.fields['label'], -1)
+    self.made(label=label).validate()
+    label[4] = -2
+    with self.assertRaisesRegex(ValueError, 'the first is -2 at record 4'):
+      self.made(label=label).validate()
+
+  def test_captions(self):
+    for blank in ('', ' \n'):
+      caption = self.fields['caption'].copy()
+      caption[[7, 9]] = blank
+      for kind in ('U11', np.dtypes.StringDType()):
+        with self.assertRaisesRegex(ValueError, '2 captions are empty, the first is that of .* 7'):
+          self.made(caption=caption.astype(kind)).validate()
+    for caption in (np.arange(160), self.fields['caption'].astype('S11'),
+                    self.fields['caption'][:, None]):
+      with self.assertRaisesRegex(ValueError, 'captions must be text'):
+        self.made(caption=caption).validate()
+
+  def test_pictures(self):
+    with self.assertRaisesRegex(ValueError, "no field 'picture'"):
+      self.made(picture=None).validate()
+    with self.assertRaisesRegex(ValueError, 'picture must be integers'):
+      self.made(picture=np.zeros(160)).validate()
+
+  def test_class_names(self):
+    names = ('a', 'b', 'c', 'd')
+    dataclasses.replace(self.source, class_names=names).validate()
+    with self.assertRaisesRegex(ValueError, '3 class names for 4 classes'):
+      dataclasses.replace(self.source, class_names=names[:3]).validate()
+
+
 class PicturesTest(absltest.TestCase):
 
   def setUp(self):

@@ -5,6 +5,7 @@ from unittest import mock
 from absl.testing import absltest
 from absl.testing import parameterized
 import numpy as np
+from PIL import Image
 from scipy import ndimage
 
 from unlearn_jax.data import transforms
@@ -15,7 +16,8 @@ INDEX = np.arange(100, 164)
 
 class TransformsTest(parameterized.TestCase):
 
-  @parameterized.parameters('shift:2', 'crop:2', 'flip', 'affine:20,20,0.7,1.3', 'color:0.5')
+  @parameterized.parameters('shift:2', 'crop:2', 'flip', 'affine:20,20,0.7,1.3', 'color:0.5',
+                            'random_resized_crop:0.3,0.8')
   def test_keyed_by_record(self, name):
     transform = transforms.parse((name,))
     whole = transform(IMAGES, 0, INDEX, 3)
@@ -56,7 +58,8 @@ class TransformsTest(parameterized.TestCase):
 
   def test_input_is_left_alone(self):
     before = IMAGES.copy()
-    transforms.parse(('shift:2', 'crop:1', 'flip', 'affine:9,9,0.5,2', 'color:1'))(
+    transforms.parse(('shift:2', 'crop:1', 'flip', 'affine:9,9,0.5,2', 'color:1',
+                      'random_resized_crop:0.5,1'))(
         IMAGES, 0, INDEX, 0)
     np.testing.assert_array_equal(IMAGES, before)
 
@@ -193,6 +196,68 @@ class ColorTest(parameterized.TestCase):
   def test_channels(self):
     with self.assertRaisesRegex(ValueError, '1 or 3 channels, got 2'):
       transforms.color(0.1)(IMAGES[..., :2], 0, INDEX, 0)
+
+
+class RandomResizedCropTest(absltest.TestCase):
+
+  def boxes(self, images, low, high, epoch=0):
+    """Which part of each picture was cut out: found by cutting out all of them with PIL."""
+    height, width = images.shape[1:3]
+    found = []
+    every = [(top, left, h, w) for h in range(1, height + 1) for w in range(1, width + 1)
+             for top in range(height - h + 1) for left in range(width - w + 1)]
+    out = transforms.parse((f'random_resized_crop:{low},{high}',))(
+        images, 0, np.arange(len(images)), epoch)
+    for image, one in zip(images, out):
+      matches = [box for box in every if np.allclose(self.cut(image, *box), one, atol=1e-5)]
+      self.assertLen(matches, 1)
+      found.append(matches[0])
+    return np.asarray(found)
+
+  @staticmethod
+  def cut(image, top, left, height, width):
+    part = Image.fromarray(image[top:top + height, left:left + width, 0])
+    return np.asarray(part.resize(image.shape[1::-1], Image.Resampling.BILINEAR))[..., None]
+
+  def test_parts_against_pil(self):
+    images = np.random.default_rng(0).random((40, 7, 6, 1), np.float32)
+    top, left, height, width = self.boxes(images, 0.4, 0.9).T
+    # Sides are rounded, by half a pixel at most.
+    area = (height - 0.5) * (width - 0.5), (height + 0.5) * (width + 0.5)
+    self.assertTrue(((area[0] <= 0.9 * 42) & (area[1] >= 0.4 * 42)).all())
+    self.assertTrue((((width + 0.5) / (height - 0.5) >= 3 / 4)
+                     & ((width - 0.5) / (height + 0.5) <= 4 / 3)).all())
+    for values in (top, left, height, width):
+      self.assertGreater(len(set(values.tolist())), 2)
+
+  def test_areas_and_places_fill_their_ranges(self):
+    # A picture of its own coordinates shows what was cut out: slope and offset.
+    y, x = np.mgrid[:64, :64].astype(np.float32)
+    images = np.broadcast_to(np.stack([y, x, y], axis=-1), (500, 64, 64, 3))
+    out = transforms.random_resized_crop(0.5, 1.0)(images, 0, np.arange(500), 0)
+    first, last = out[:, 0, 0, :2], out[:, -1, -1, :2]
+    sides = last - first + 1  # [500, 2]
+    area = sides.prod(axis=1) / 64**2
+    self.assertBetween(area.min(), 0.48, 0.52)
+    self.assertBetween(area.max(), 0.93, 1.0)
+    self.assertLess(abs(area.mean() - 0.72), 0.03)  # large parts of a far ratio do not fit
+    ratio = np.log(sides[:, 1] / sides[:, 0])
+    self.assertLess(abs(ratio.mean()), 0.05)
+    self.assertBetween(np.abs(ratio).max(), 0.24, 0.30)
+    self.assertEqual(first.min(), 0)
+    self.assertEqual(last.max(), 63)
+    self.assertLess(abs((first.mean() + last.mean()) / 2 - 31.5), 1)
+
+  def test_no_part_fits(self):
+    # 4 x 40: parts with most of the area are wider than they may be; the central 4 x 5 remains.
+    images = np.random.default_rng(0).random((3, 4, 40, 1), np.float32)
+    np.testing.assert_array_equal(self.boxes(images, 0.9, 1.0), [[0, 17, 4, 5]] * 3)
+
+  def test_bad_shares(self):
+    for text in ('random_resized_crop:0,1', 'random_resized_crop:0.8,0.5',
+                 'random_resized_crop:0.5,1.1'):
+      with self.assertRaisesRegex(ValueError, 'shares of the area'):
+        transforms.parse((text,))
 
 
 if __name__ == '__main__':

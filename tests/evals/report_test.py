@@ -61,7 +61,7 @@ class ReportTest(parameterized.TestCase):
 
   def test_both_files_hold_the_numbers(self):
     directory = self.directory()
-    paths = report.write(results(tune=TUNE), directory, losses=losses(), curves=CURVES)
+    paths = report.write(results(tune=TUNE), directory, arrays=losses(), curves=CURVES)
     for text in map(read, paths):
       for part in ('Unlearning report: unit', 'Original', 'Retrained', 'scrub', '0.801 ± 0.001',
                    '20 % of the labels', '60 forget', '0123456789abcdef', 'seeds 0, 1, 2',
@@ -71,7 +71,7 @@ class ReportTest(parameterized.TestCase):
         self.assertIn(part, text)
 
   def test_html_is_self_contained_with_all_figures(self):
-    _, path = report.write(results(), self.directory(), losses=losses(),
+    _, path = report.write(results(), self.directory(), arrays=losses(),
                            curves=CURVES)
     text = read(path)
     self.assertEqual(text.count('<svg'), 4)
@@ -79,7 +79,7 @@ class ReportTest(parameterized.TestCase):
       self.assertNotIn(outside, text)
 
   def test_same_results_same_report(self):
-    pages = [read(report.write(results(), self.directory(), losses=losses(),
+    pages = [read(report.write(results(), self.directory(), arrays=losses(),
                                curves=CURVES)[1]) for _ in range(2)]
     self.assertEqual(*pages)
 

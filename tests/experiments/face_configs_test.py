@@ -10,7 +10,7 @@ from experiments.configs import dlfd_age
 from experiments.configs import dlfd_emotion
 from experiments.configs import dlfd_gender
 from experiments.configs import dlfd_multiattr
-from unlearn_jax import task as task_lib
+from unlearn_jax import tasks
 from unlearn_jax.data import splits
 from unlearn_jax.methods import registry
 from unlearn_jax.models import contract
@@ -26,7 +26,7 @@ class FaceConfigsTest(parameterized.TestCase):
 
   @parameterized.parameters(*CONFIGS)
   def test_splits_and_labels(self, name):
-    task = task_lib.load(CONFIGS[name].get_config('smoke'), '')
+    task = tasks.load(CONFIGS[name].get_config('smoke'), '')
     found = tuple(len(task.splits.indices[split]) for split in splits.NAMES)
     order = dict(zip(('forget', 'retain', 'validation', 'test', 'unseen'), SIZES[name]))
     self.assertEqual(found, tuple(order[split] for split in splits.NAMES))
@@ -38,7 +38,7 @@ class FaceConfigsTest(parameterized.TestCase):
   def test_roles_of_the_benchmark(self):
     # As the header of dlfd_age quotes them.
     config = dlfd_age.get_config('smoke')
-    source = task_lib.load(config, '').source
+    source = tasks.load(config, '').source
     made = splits.published(source, roles={
         'forget': 'forget', 'retain': {'retain': 0.9, 'validation': 0.1}, 'val': 'test',
         'test': 'unseen'})
@@ -67,7 +67,7 @@ class FaceConfigsTest(parameterized.TestCase):
     # As --config.model does it; building every method traces the network.
     config = dlfd_age.get_config()
     config.update({'model': model, 'data': {'name': 'mufac_fixture', 'image_size': 32}})
-    task = task_lib.load(config, '')
+    task = tasks.load(config, '')
     self.assertEqual(task.splits.source, 'mufac_fixture')
 
   def test_modes(self):

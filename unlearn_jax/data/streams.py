@@ -5,7 +5,7 @@ is filled with records from the start of the permutation under mask 0: every bat
 shape, and every epoch counts each record exactly once.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 import functools
 import queue
 import threading
@@ -44,6 +44,41 @@ def single(source: sources.Source, indices: np.ndarray, role: str, *, batch_size
   Raises:
     ValueError: no records, batch size below 1, ids that are not in the data; a negative step.
   """
+  order = schedule(source, indices, role, batch_size=batch_size, seed=seed)
+  fields = {name: field for name, field in source.fields.items()
+            if np.dtype(field.dtype).kind in 'iuf'}
+  transform = transforms.parse(augment) if augment else None
+
+  def stream(step: int) -> types.Batch:
+    ids, epoch, mask = order(step)
+    batch = {name: _cast(field[ids]) for name, field in fields.items()}
+    if transform is not None:
+      batch['image'] = transform(batch['image'], seed, ids, epoch)
+    return {role: {**batch, 'id': ids.astype(np.int32), 'mask': mask}}
+
+  return stream
+
+
+def schedule(source: sources.Source, indices: np.ndarray, role: str, *, batch_size: int, seed: int,
+             full: bool = False) -> Callable[[int], tuple[np.ndarray, int, np.ndarray]]:
+  """Which records a step reads.
+
+  Args:
+    source: where the records are.
+    indices: the role's records, [n].
+    role: key of the batch; the order of an epoch depends on it.
+    batch_size: B.
+    seed: of the order.
+    full: leave out the ragged rest of an epoch: floor(n / B) batches of B different records, where
+      a loss compares the records of a batch with one another.
+
+  Returns:
+    step -> (record ids int64 [B], epoch, mask float32 [B]).
+
+  Raises:
+    ValueError: no records, or fewer than a full batch; batch size below 1, ids that are not in the
+      data; a negative step.
+  """
   indices = np.array(indices, np.int64)  # a copy: the stream must not change with the caller's
   count = len(indices)
   if not count:
@@ -52,29 +87,23 @@ def single(source: sources.Source, indices: np.ndarray, role: str, *, batch_size
     raise ValueError(f'batch_size must be at least 1, got {batch_size}')
   if indices.min() < 0 or indices.max() >= len(source):
     raise ValueError(f'role {role!r}: ids lie outside the {len(source)} records of {source.name!r}')
-  fields = {name: field for name, field in source.fields.items()
-            if np.dtype(field.dtype).kind in 'iuf'}
-  transform = transforms.parse(augment) if augment else None
-  steps = steps_per_epoch(count, batch_size)
+  if full and count < batch_size:
+    raise ValueError(f'role {role!r} has {count} records, fewer than one batch of {batch_size}; '
+                     'its batches must be full: choose a smaller batch size')
+  steps = count // batch_size if full else steps_per_epoch(count, batch_size)
 
   @functools.lru_cache(maxsize=2)  # saves time only: the order is a function of the epoch
   def order(epoch: int) -> np.ndarray:
     return indices[_random.permutation(count, seed, role, epoch)]
 
-  def stream(step: int) -> types.Batch:
+  def records(step: int) -> tuple[np.ndarray, int, np.ndarray]:
     if step < 0:
       raise ValueError(f'steps start at 0, got {step}')
     epoch, position = divmod(int(step), steps)
     places = position * batch_size + np.arange(batch_size)
-    ids = order(epoch)[places % count]
-    batch = {name: _cast(field[ids]) for name, field in fields.items()}
-    if transform is not None:
-      batch['image'] = transform(batch['image'], seed, ids, epoch)
-    batch['id'] = ids.astype(np.int32)
-    batch['mask'] = (places < count).astype(np.float32)
-    return {role: batch}
+    return order(epoch)[places % count], epoch, (places < count).astype(np.float32)
 
-  return stream
+  return records
 
 
 def pair(source: sources.Source, splits: splits_lib.Splits, *, batch_size: int,

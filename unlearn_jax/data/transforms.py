@@ -119,9 +119,51 @@ def color(strength: float) -> Transform:
   return transform
 
 
+def random_resized_crop(low: float, high: float) -> Transform:
+  """Cuts out a random part and brings it back to full size, with bilinear interpolation.
+
+  As torchvision's `RandomResizedCrop(size, scale=(low, high))` of a picture that has the size
+  already: the part's share a of the area is uniform in [low, high], the logarithm of its ratio r
+  of width to height in [log 3/4, log 4/3]; it is round(sqrt(a H W r)) wide, round(sqrt(a H W / r))
+  high, and lies anywhere. If ten draws do not fit into the picture, it is the largest central part
+  with such a ratio. NCU cuts out of the picture as published and resizes to 224 pixels, scales 0.5
+  to 1; here the picture has been brought to a square before (ours).
+
+  Args:
+    low: smallest share of the area, above 0.
+    high: largest share, at most 1.
+  """
+  if not 0 < low <= high <= 1:
+    raise ValueError('random_resized_crop needs shares of the area 0 < low <= high <= 1, got '
+                     f'{low:g},{high:g}')
+
+  def transform(images, seed, index, epoch):
+    height, width = images.shape[1:3]
+    keys = [(seed, 'random_resized_crop', name, epoch, np.asarray(index)[:, None], np.arange(10))
+            for name in ('area', 'ratio', 'place')]
+    area = _uniform(low, high, *keys[0]) * (height * width)  # [B, 10]
+    ratio = np.exp(_uniform(-np.log(4 / 3), np.log(4 / 3), *keys[1]))
+    sides = np.rint(np.sqrt([area / ratio, area * ratio])).astype(int)  # [2, B, 10]
+    fits = ((0 < sides) & (sides <= np.asarray((height, width))[:, None, None])).all(axis=0)
+    first = fits.argmax(axis=1)  # 0 if none fits
+    sides = np.where(fits.any(axis=1), sides[:, np.arange(len(images)), first],
+                     np.rint([[min(height, width * 4 / 3)], [min(width, height * 4 / 3)]]))
+    space = np.asarray((height, width))[:, None] - sides  # [2, B]
+    part = _uniform(0, 1, *keys[2])[:, :2].T
+    start = np.where(fits.any(axis=1), np.floor(part * (space + 1)), space // 2)
+    rows, columns = (
+        np.clip((np.arange(size) + 0.5) * side[:, None] / size - 0.5, 0, side[:, None] - 1)
+        + begin[:, None] for size, side, begin in zip((height, width), sides, start))
+    return _interpolate(_interpolate(images, rows, axis=1), columns, axis=2)
+
+  return transform
+
+
 # name -> factory, type of its arguments, an example
 _FACTORIES = {'affine': (affine, float, '10,10,0.8,1.2'), 'color': (color, float, '0.2'),
-              'crop': (crop, int, '2'), 'flip': (flip, int, ''), 'shift': (shift, int, '2')}
+              'crop': (crop, int, '2'), 'flip': (flip, int, ''),
+              'random_resized_crop': (random_resized_crop, float, '0.5,1'),
+              'shift': (shift, int, '2')}
 
 
 def parse(names: Sequence[str]) -> Transform:
@@ -129,7 +171,8 @@ def parse(names: Sequence[str]) -> Transform:
 
   Args:
     names: `shift:PIXELS`, `crop:PIXELS`, `flip`, `affine:ROTATION,SHEAR,LOW,HIGH` (degrees and
-      scales), `color:STRENGTH`; empty leaves pictures alone.
+      scales), `color:STRENGTH`, `random_resized_crop:LOW,HIGH` (shares of the area); empty leaves
+      pictures alone.
 
   Raises:
     ValueError: unknown name ("did you mean"); missing, superfluous or impossible arguments.
@@ -187,6 +230,19 @@ def _inside(places, size):
 
 def _gather(images, rows, columns):
   return images[np.arange(len(images))[:, None, None], rows[:, :, None], columns[:, None]]
+
+
+def _interpolate(images, places, axis):
+  """Linear interpolation along axis 1 or 2 at places [B, n] inside the picture."""
+  count, height = images.shape[:2]
+  low = np.floor(places).astype(int)
+  record = np.arange(count).reshape(-1, *[1] * axis)
+  def take(line):
+    line = np.minimum(line, images.shape[axis] - 1)
+    return images[record, line] if axis == 1 else images[
+        record, np.arange(height)[:, None], line[:, None]]
+  near, part = take(low), np.expand_dims((places - low).astype(images.dtype), (3 - axis, 3))
+  return near + part * (take(low + 1) - near)
 
 
 def _bilinear(images, y, x):

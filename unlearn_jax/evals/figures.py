@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from unlearn_jax.evals import results as results_lib
+from unlearn_jax.evals import views
 
 FORGET, UNSEEN = '#009e73', '#e69f00'  # green and orange, as in the paper's Figure 3
 ANCHOR_COLOURS = {'original': '#888888', 'retrain': '#111111'}
@@ -54,10 +55,11 @@ def _markers(names) -> dict[str, str]:
 
 
 @styled
-def nomus(results: Mapping[str, Any]):
-  """NoMUS of every method as bars with the spread over seeds; a line at the retrained model."""
+def ranking(results: Mapping[str, Any]):
+  """What methods are ranked by, as bars with the spread over seeds; a line at the retrained model."""
+  metric = views.of(results).best
   names = results_lib.ordered(results['methods'])
-  found = [results_lib.value(results, name, 'nomus') for name in names]
+  found = [results_lib.value(results, name, metric) for name in names]
   shown = [(name, f) for name, f in zip(names, found) if f['mean'] is not None]
   colours = _colours(names)
   canvas, ((axis,),) = new_figure(9.0, 0.9 + 0.32 * len(shown))
@@ -75,7 +77,7 @@ def nomus(results: Mapping[str, Any]):
   if values:  # bars need not start at 0 to compare: say so on the axis
     low = max(0.0, np.floor((min(values) - 0.05) * 10) / 10)
     axis.set_xlim(low, min(1.0, max(values) + 0.05))
-  axis.set_xlabel(f'NoMUS (axis starts at {axis.get_xlim()[0]:.1f})')
+  axis.set_xlabel(f'{views.METRICS[metric].label} (axis starts at {axis.get_xlim()[0]:.1f})')
   return canvas
 
 
@@ -173,7 +175,7 @@ def across_cases(cases: Mapping[str, Mapping[str, Any]], metrics: tuple[str, ...
         axis.errorbar(x, mean, std, marker=markers[name], ms=4, capsize=2, lw=1.2,
                       color=colours[name], ls='--' if name in ANCHOR_COLOURS else '-',
                       label=results_lib.display(name))
-    shown = results_lib.METRICS.get(metric)
+    shown = views.METRICS.get(metric)
     axis.set_ylabel(shown.label if shown else metric)
   axes[0, 0].legend(loc='center left', bbox_to_anchor=(1.0, 0.5))
   axes[-1, 0].set_xticks(range(len(cases)), list(cases))

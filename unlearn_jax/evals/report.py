@@ -7,6 +7,8 @@ from typing import Any
 from unlearn_jax.evals import figures
 from unlearn_jax.evals import render
 from unlearn_jax.evals import results as results_lib
+from unlearn_jax.evals import similarity
+from unlearn_jax.evals import views
 from unlearn_jax.evals import wording
 
 summarise = results_lib.summarise
@@ -16,19 +18,48 @@ markdown_table = results_lib.markdown_table
 DLFD_ATTACK = ('forgetting_score[dlfd]', 'forgetting_floor[dlfd]')
 COLLAPSE = ('accuracy/retain', 'accuracy/test', 'probe_accuracy/test', 'separability/retain',
             'separability/test')
-ACROSS = ('nomus', 'accuracy/test', 'forgetting_score[benchmark]', 'mia_auc/unseen', 'loss_gap')
+RETRIEVAL = tuple(f'{way}/R@{k}/test' for way in ('image_to_text', 'text_to_image')
+                  for k in (1, 5, 10))
+# Kind of task -> further tables: heading, metrics, what they mean.
+TABLES = {
+    'classification': (),
+    'image_text': (
+        ('Retrieval', (*RETRIEVAL, 'mean_recall/test'), (
+            'Recall at K among the test pairs, with their true captions; mean recall is the mean of '
+            'the six. Ties count against the model.')),
+        ('Classification', ('zero_shot/top1', 'zero_shot/top5', 'zero_shot/mean_per_class',
+                            'linear_probe/top1', 'linear_probe/validation'), (
+            'Test pictures of a named category. Zero-shot: prompts with the names of the '
+            'categories. Linear probe: logistic regression on the image tower\'s features, its '
+            'regularisation chosen on validation pictures.')),
+        ('What is left of the mismatched pairs', (
+            'match/forget', 'match/unseen', 'match/retain', 'match/test', 'mia_auc/unseen',
+            'loss_gap'), (
+            'A pair is matched if the picture is nearer to its caption than to each of a fixed set '
+            'of validation captions. Forgotten pairs carry the captions that they were trained '
+            'with; unseen ones are mismatched too, and no model has seen them. Losses are those of '
+            'this choice.')),
+        ('Which pairs are taken for mismatched', (
+            'selection/precision', 'selection/recall', 'selection/chance'), (
+            'Pairs of least clean confidence (NCU, Eq. 2) in the batches of an epoch, by each '
+            'row\'s own model, against the planted truth, which no method is told.')),
+        ('Similarities', ('similarity/positive', 'similarity/positive_std', 'similarity/negative',
+                          'similarity/top_negative', 'similarity/gap'), (
+            'Cosines of test pictures with their own caption, with the others, and with the most '
+            'similar 5 % of the others.'))),
+}
 
 
 def write(results: Mapping[str, Any], directory: str | os.PathLike, *,
-          losses: Mapping[tuple[str, int], Mapping[str, Any]] | None = None,
+          arrays: Mapping[tuple[str, int], Mapping[str, Any]] | None = None,
           curves: Mapping[str, Mapping[str, Any]] | None = None) -> tuple[str, str]:
   """Writes the report of an experiment.
 
   Args:
     results: the content of `results.json`.
     directory: gets `report.md` (words and tables) and `report.html` (figures too).
-    losses: (method, seed) -> `forget` [n] and `unseen` [m] losses; the histograms show the first
-      seed.
+    arrays: (method, seed) -> `forget` [n] and `unseen` [m] losses and, of image-text tasks, the
+      fields of `similarity.Similarities`; the figures show the first seed.
     curves: method -> `step` and `loss` lists of one seed.
 
   Returns:
@@ -39,7 +70,7 @@ def write(results: Mapping[str, Any], directory: str | os.PathLike, *,
     ImportError: matplotlib is missing; names the extra that brings it.
   """
   sections = _comparison(results)  # refuses results without anchors
-  sections += _figure_sections(results, losses or {}, curves or {}) + _background(results)
+  sections += _figure_sections(results, arrays or {}, curves or {}) + _background(results)
   return render.save(directory, _title(results), sections)
 
 
@@ -72,7 +103,8 @@ def _comparison(results) -> list[render.Section]:
       render.Section('Results', (
           table,
           f'Mean ± standard deviation over {wording.seeds(results)}. In bold: the approximate '
-          'method with the best NoMUS. The last row is the noise of this table: the same number '
+          f'method with the best {views.METRICS[views.of(results).best].label}. '
+          'The last row is the noise of this table: the same number '
           'differs by that much between retrained models that differ only in their seed.')),
       render.Section('Signed gaps to the retrained model', (
           results_lib.gap_table(results),
@@ -86,7 +118,9 @@ def _comparison(results) -> list[render.Section]:
 def _background(results) -> list[render.Section]:
   """Everything behind the comparison: features, cost, tuning, conventions, limits, origins."""
   measured = {metric for part in results['methods'].values() for metric in part['metrics']}
-  sections = []
+  sections = [render.Section(heading, (_plain_table(results, [m for m in metrics if m in measured]),
+                                       words))
+              for heading, metrics, words in TABLES[views.kind(results)] if measured & set(metrics)]
   if measured & set(COLLAPSE[2:]):
     shown = [metric for metric in COLLAPSE if metric in measured]
     sections.append(render.Section('Correlation collapse', (
@@ -115,17 +149,36 @@ def _background(results) -> list[render.Section]:
   return sections + _closing([results], results)
 
 
-def _figure_sections(results, losses, curves) -> list[render.Section]:
-  sections = [render.Section('Forgetting and utility', (
-      render.Figure(figures.nomus(results),
+def _classification_figures(results, panels) -> tuple[render.Figure, ...]:
+  del panels
+  return (
+      render.Figure(figures.ranking(results),
              'NoMUS = (test accuracy + 1 - 2 × Forgetting Score) / 2. Bars: mean; whiskers: '
              'standard deviation; dots: seeds; dashed: retrained model.'),
       render.Figure(figures.trade_off(results),
              'Test accuracy against the Forgetting Score [benchmark]; one point per method and '
-             'seed. Best is where the retrained models are, not the upper left corner.')))]
-  if losses:
-    first = next(iter(losses))[1]
-    panels = {name: found for (name, seed), found in losses.items() if seed == first}
+             'seed. Best is where the retrained models are, not the upper left corner.'))
+
+
+def _image_text_figures(results, panels) -> tuple[render.Figure, ...]:
+  shown = (render.Figure(figures.ranking(results),
+                  'Mean recall over both directions and K = 1, 5, 10. Bars: mean; whiskers: '
+                  'standard deviation; dots: seeds; dashed: retrained model.'),)
+  found = {results_lib.display(name): similarity.Similarities(
+      *(part[kind] for kind in similarity.Similarities._fields)) for name, part in panels.items()}
+  return shown + ((render.Figure(similarity.densities(found),
+                          'Similarities of held-out pictures with captions, as in NCU\'s Figure '
+                          '5, one seed.'),) if found else ())
+
+
+FIGURES = {'classification': _classification_figures, 'image_text': _image_text_figures}
+
+
+def _figure_sections(results, arrays, curves) -> list[render.Section]:
+  first = next(iter(arrays))[1] if arrays else None
+  panels = {name: found for (name, seed), found in arrays.items() if seed == first}
+  sections = [render.Section('Forgetting and utility', FIGURES[views.kind(results)](results, panels))]
+  if arrays:
     sections.append(render.Section('Losses of forgotten and unseen records', (
         render.Figure(figures.loss_histograms(panels),
                f'Per-record losses, seed {first}; dashed: means. Losses below '
@@ -164,19 +217,27 @@ def _plain_table(results, metrics: Sequence[str]) -> render.Table:
   rows = tuple((results_lib.display(name),
                 *(results_lib.cell(results, name, metric) for metric in metrics))
                for name in results_lib.ordered(results['methods']))
-  return render.Table(('Method', *(results_lib.METRICS[metric].label for metric in metrics)), rows,
+  return render.Table(('Method', *(views.METRICS[metric].label for metric in metrics)), rows,
                anchors=frozenset((0, 1)))
 
 
 def _cost_table(results) -> render.Table:
   rows = []
+  counted = any(part.get('flops', {}).get('mean') for part in results['methods'].values())
   for name in results_lib.ordered(results['methods']):
     part, share = results['methods'][name], results_lib.cost_share(results, name)
     rows.append((results_lib.display(name), results_lib.spread(part['seconds'], digits=2),
                  results_lib.spread(part['compile_seconds'], digits=2),
-                 results_lib.spread(share)))
-  headings = ('Method', 'Seconds', 'Seconds compiling', 'Fraction of retraining')
+                 results_lib.spread(share), *((_flops(part),) if counted else ())))
+  headings = ('Method', 'Seconds', 'Seconds compiling', 'Fraction of retraining',
+              *(('TFLOPs',) if counted else ()))
   return render.Table(headings, tuple(rows), anchors=frozenset((0, 1)))
+
+
+def _flops(part) -> str:
+  """Of all steps, as compiled: the body of a loop counts once."""
+  mean = part.get('flops', {}).get('mean')
+  return results_lib.NOT_AVAILABLE if not mean else f'{mean / 1e12:.3g}'
 
 
 def _tuning_section(tune) -> render.Section:
@@ -199,8 +260,7 @@ def _tuning_section(tune) -> render.Section:
       render.Table(('Method', 'Chosen', objective.heading, 'Trials', 'Cost, in retrainings'),
                    tuple(chosen)),
       f'Every method was allowed {allowed}. {objective.explanation} Mean over seeds '
-      f'{_short(tune["seeds"])}. The forget set of the trials ({tune["forget_records"]:,} records) '
-      'was drawn from retained data, and validation data stood in for test and unseen data.',
+      f'{_short(tune["seeds"])}. ' + objective.data.format(records=f'{tune["forget_records"]:,}'),
       render.Table(('Method', 'Tried', objective.heading, 'Cost, in retrainings'), tuple(trials),
                    frozenset(strong))))
 
@@ -213,21 +273,22 @@ def _case_sections(results, *, pictures: bool) -> list[render.Section]:
   cases = results['cases']
   tables = {case: results_lib.main_table(part) for case, part in cases.items()}  # checks anchors
   first = next(iter(cases.values()))
+  across = views.of(first).across
   listed = ', '.join(f'`{case}`' for case in cases)
   sections = [render.Section('', (f'The same experiment in {len(cases)} cases: {listed}.',
                                   wording.question(first)))]
   if pictures:
     sections.append(render.Section('Across the cases', (render.Figure(
-        figures.across_cases(cases, ACROSS),
+        figures.across_cases(cases, across),
         'Mean and standard deviation over seeds; dashed: original and retrained model.'),)))
   names = list(dict.fromkeys(name for part in cases.values()
                              for name in results_lib.ordered(part['methods'])))
-  for metric in ACROSS:
+  for metric in across:
     rows = tuple(
         (results_lib.display(name),
          *(results_lib.cell(part, name, metric) if name in part['methods'] else ''
            for part in cases.values())) for name in names)
-    shown = results_lib.METRICS[metric]
+    shown = views.METRICS[metric]
     sections.append(render.Section(f'{shown.label} ({shown.ideal})', (
         render.Table(('Method', *cases), rows, anchors=frozenset((0, 1))),)))
   for case, table in tables.items():

@@ -6,40 +6,13 @@ import json
 import math
 import os
 import statistics
-from typing import Any, NamedTuple
+from typing import Any
 
 from unlearn_jax.evals import render
+from unlearn_jax.evals import views
 
 ANCHORS = ('original', 'retrain')
 NOT_AVAILABLE = 'n/a'
-
-
-class Metric(NamedTuple):
-  """How a metric is shown: a heading, and what its best value is."""
-
-  label: str
-  ideal: str
-
-
-METRICS = {
-    'accuracy/test': Metric('Test accuracy', 'higher'),
-    'accuracy/forget': Metric('Forget accuracy', 'as retrained'),
-    'accuracy/retain': Metric('Retain accuracy', 'higher'),
-    'forgetting_score[benchmark]': Metric('Forgetting Score [benchmark]',
-                                          'lower, ideal: its floor'),
-    'forgetting_score[dlfd]': Metric('Forgetting Score [dlfd]', 'lower, ideal: its floor'),
-    'forgetting_floor[benchmark]': Metric('No-signal floor', 'of the attack'),
-    'forgetting_floor[dlfd]': Metric('No-signal floor', 'of the attack'),
-    'nomus': Metric('NoMUS', 'higher, best 1'),
-    'mia_auc/unseen': Metric('Loss attack AUC', 'ideal 0.5'),
-    'loss_gap': Metric('Loss gap forget - unseen', 'as retrained'),
-    'probe_accuracy/test': Metric('Probe accuracy, test', 'higher'),
-    'separability/retain': Metric('Separability, retain', 'as before'),
-    'separability/test': Metric('Separability, test', 'as before'),
-}
-MAIN = ('accuracy/test', 'accuracy/forget', 'forgetting_score[benchmark]',
-        'forgetting_floor[benchmark]', 'nomus', 'mia_auc/unseen', 'loss_gap')
-SIGNED = ('loss_gap',)
 
 
 def summarise(rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
@@ -70,8 +43,8 @@ def summarise(rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]
     methods[name] = {
         'metrics': {metric: _statistics([row['metrics'].get(metric) for row in per_seed])
                     for metric in names},
-        **{cost: _statistics([row[cost] for row in per_seed])
-           for cost in ('seconds', 'compile_seconds')}}
+        **{cost: _statistics([row.get(cost) for row in per_seed])
+           for cost in ('seconds', 'compile_seconds', 'flops')}}
   floor = {}
   for metric, found in methods['retrain']['metrics'].items():
     pairs = []
@@ -105,10 +78,11 @@ def display(name: str) -> str:
   return {'original': 'Original', 'retrain': 'Retrained'}.get(name, name)
 
 
-def best(results: Mapping[str, Any], metric: str = 'nomus') -> str | None:
-  """The approximate method with the highest mean; None if no method has one."""
-  means = {name: value(results, name, metric)['mean']
-           for name in ordered(results['methods']) if name not in ANCHORS}
+def best(results: Mapping[str, Any]) -> str | None:
+  """The approximate method with the highest mean of the view's metric; None if none has one."""
+  view = views.of(results)
+  means = {name: value(results, name, view.best)['mean'] for name in ordered(results['methods'])
+           if name not in ANCHORS and not name.startswith(view.beside)}
   able = {name: mean for name, mean in means.items() if mean is not None}
   return max(able, key=able.get) if able else None
 
@@ -146,16 +120,19 @@ def cell(results: Mapping[str, Any], name: str, metric: str) -> str:
   found = value(results, name, metric)
   if _is_floor(metric):
     return NOT_AVAILABLE if found['mean'] is None else f'{found["mean"]:.3f}'
-  return spread(found, signed=metric in SIGNED)
+  return spread(found, signed=metric in views.SIGNED)
 
 
-def main_table(results: Mapping[str, Any], metrics: Sequence[str] = MAIN) -> render.Table:
+def main_table(results: Mapping[str, Any], metrics: Sequence[str] | None = None) -> render.Table:
   """The methods beside both anchors, and the spread between retrained models as the last row.
+
+  Without `metrics` those of the kind of task.
 
   Raises:
     ValueError: results without an original and a retrained model.
   """
   _require_anchors(results['methods'])
+  metrics = views.of(results).main if metrics is None else metrics
   names = ordered(results['methods'])
   rows = []
   for name in names:
@@ -167,16 +144,18 @@ def main_table(results: Mapping[str, Any], metrics: Sequence[str] = MAIN) -> ren
   winner = best(results)
   strong = frozenset()
   if winner is not None:
-    columns = [0] + [1 + index for index, metric in enumerate(metrics) if metric == 'nomus']
+    columns = [0] + [1 + index for index, metric in enumerate(metrics)
+                     if metric == views.of(results).best]
     strong = frozenset((names.index(winner), column) for column in columns)
   headings = ('Method', *(_heading(metric) for metric in metrics), 'Time, of retraining')
   return render.Table(headings, tuple(rows), strong, frozenset((0, 1, len(rows) - 1)))
 
 
-def gap_table(results: Mapping[str, Any], metrics: Sequence[str] = MAIN) -> render.Table:
+def gap_table(results: Mapping[str, Any], metrics: Sequence[str] | None = None) -> render.Table:
   """Signed gaps to the retrained model; a dagger where the floor is at least as large."""
   _require_anchors(results['methods'])
-  metrics = [metric for metric in metrics if not _is_floor(metric)]
+  metrics = [metric for metric in (views.of(results).main if metrics is None else metrics)
+             if not _is_floor(metric)]
   rows = []
   for name in ordered(results['methods']):
     if name == 'retrain':
@@ -189,12 +168,12 @@ def gap_table(results: Mapping[str, Any], metrics: Sequence[str] = MAIN) -> rend
       cells.append(('† ' if inside else '') + spread(found, signed=True))
     rows.append((display(name), *cells))
   rows.append(_floor_row(results, metrics))
-  headings = ('Method', *(METRICS[metric].label if metric in METRICS else metric
+  headings = ('Method', *(views.METRICS[metric].label if metric in views.METRICS else metric
                           for metric in metrics))
   return render.Table(headings, tuple(rows), anchors=frozenset((0, len(rows) - 1)))
 
 
-def markdown_table(results: Mapping[str, Any], metrics: Sequence[str] = MAIN) -> str:
+def markdown_table(results: Mapping[str, Any], metrics: Sequence[str] | None = None) -> str:
   """`main_table` in Markdown."""
   return render.table_markdown(main_table(results, metrics))
 
@@ -214,7 +193,7 @@ def _is_floor(metric):
 
 
 def _heading(metric):
-  shown = METRICS.get(metric)
+  shown = views.METRICS.get(metric)
   return metric if shown is None else f'{shown.label} ({shown.ideal})'
 
 

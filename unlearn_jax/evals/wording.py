@@ -4,15 +4,29 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from unlearn_jax.evals import results as results_lib
+from unlearn_jax.evals import views
 
+# Conventions of image-text tasks.
+_PAIRS = (
+    '**Retrained**: trained from a fresh initialisation without the mismatched pairs; it is the '
+    'oracle, and has fewer pairs than the others.',
+    '**contrastive-clean**, where it stands: trained from scratch with the true captions of all '
+    'pairs, the ceiling. It is no candidate.',
+    '**Recall at K**: the share of queries with a match among the K most similar candidates; a '
+    'candidate of equal similarity counts as more similar.',
+    '**Loss attack AUC**: chance that a mismatched training pair has a smaller loss than a '
+    'mismatched pair that no model has seen. Ideal: that of the retrained model, about 0.5.',
+    '**FLOPs** are those of the compiled steps, a Sinkhorn solve counted as one iteration.')
 _UNBALANCED = 0.05  # a no-signal floor above this dominates the score
 
 
 class Objective(NamedTuple):
-  """How a tuning objective is shown."""
+  """How a tuning objective is shown: its heading, its meaning, the data of the trials."""
 
   heading: str
   explanation: str
+  data: str = ('The forget set of the trials ({records} records) was drawn from retained data, and '
+               'validation data stood in for test and unseen data.')
 
 
 OBJECTIVES = {
@@ -22,6 +36,10 @@ OBJECTIVES = {
     'retrain_gap': Objective('Gap to retrained', (
         'They were chosen by the mean absolute gap to a model retrained without the forget set of '
         'the trials (lower is better), in forget accuracy, validation accuracy and attack AUC.')),
+    'mean_recall': Objective('Mean recall, validation', (
+        'They were chosen by the mean recall on validation pairs (higher is better).'), (
+        'Trials run on the training pairs themselves: no method is told which of them are '
+        'mismatched, and test and unseen pairs took no part.')),
 }
 
 
@@ -30,7 +48,9 @@ def question(results: Mapping[str, Any]) -> str:
   config, sizes = results.get('config', {}), results.get('split_sizes', {})
   data = config.get('data', {})
   kinds = {'identity': 'all records of the chosen identities; no identity is in two splits',
-           'class': 'records of the chosen classes', 'random': 'single records, drawn at random'}
+           'class': 'records of the chosen classes', 'random': 'single records, drawn at random',
+           'planted': 'training pairs that were given one another\'s captions; methods are not '
+                      'told which'}
   parts = ['Does a model, after unlearning, behave as if it had never seen the forgotten records, '
            'and is it still good?']
   if data.get('name'):
@@ -55,15 +75,17 @@ def question(results: Mapping[str, Any]) -> str:
 
 def answer(results: Mapping[str, Any]) -> str:
   """The headline in one sentence."""
+  metric = views.of(results).best
+  label = views.METRICS[metric].label
   winner = results_lib.best(results)
   if winner is None:
-    return 'No approximate method has a NoMUS.'
-  shown = {name: results_lib.spread(results_lib.value(results, name, 'nomus'))
+    return f'No approximate method has a {label}.'
+  shown = {name: results_lib.spread(results_lib.value(results, name, metric))
            for name in (winner, 'retrain', 'original')}
-  largest = results['floor'].get('nomus', {}).get('max')
+  largest = results['floor'].get(metric, {}).get('max')
   noise = ('With one seed the noise is unknown.' if largest is None else
            f'Retrained models of different seeds differ by up to {largest:.3f}.')
-  return (f'Best NoMUS of the approximate methods: **{winner}** with {shown[winner]}, beside '
+  return (f'Best {label} of the approximate methods: **{winner}** with {shown[winner]}, beside '
           f'{shown["retrain"]} of the retrained and {shown["original"]} of the original model. '
           f'{noise}')
 
@@ -79,6 +101,8 @@ def seeds(results: Mapping[str, Any]) -> str:
 
 def conventions(parts: Sequence[Mapping[str, Any]]) -> list[str]:
   """What the numbers mean; `parts` are results that share their metrics."""
+  if views.kind(parts[0]) == 'image_text':
+    return list(_PAIRS)
   floors = {}
   for name in ('benchmark', 'dlfd'):
     found = dict.fromkeys(results_lib.cell(part, 'retrain', f'forgetting_floor[{name}]')
@@ -108,7 +132,7 @@ def limits(parts: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def _limits(results) -> list[str]:
   count = len(results['methods']['retrain']['seconds']['values'])
-  found = [
+  found = [] if views.kind(results) == 'image_text' else [
       'The attack sees one number per record, the loss. A score near the floor means that this '
       'attack finds nothing; stronger, per-record attacks may still find something.',
       'The Forgetting Score of two identical distributions is about 0.01 to 0.03 with a few '

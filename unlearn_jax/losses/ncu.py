@@ -17,6 +17,8 @@ from unlearn_jax.losses._compiled import floating
 from unlearn_jax.losses._compiled import masked_mean
 
 READINGS = ('paper', 'release')
+OPPOSITES = ('relation', 'distance')
+TARGETS = ('both', 'false_negatives', 'false_positives')
 
 
 class HardestNegative(NamedTuple):
@@ -55,9 +57,10 @@ class Unlearning(NamedTuple):
   forget: jax.Array
 
 
-def _check(reading: str, *arrays: jax.Array) -> None:
-  if reading not in READINGS:
-    raise ValueError(f'reading is one of {", ".join(READINGS)}, got {reading!r}')
+def _check(reading: str, *arrays: jax.Array, **choices: tuple[str, tuple[str, ...]]) -> None:
+  for name, (value, known) in {'reading': (reading, READINGS), **choices}.items():
+    if value not in known:
+      raise ValueError(f'{name} is one of {", ".join(known)}, got {value!r}')
   chex.assert_rank(arrays, 2)
   chex.assert_equal_shape(arrays)
 
@@ -92,8 +95,26 @@ def clean_confidence(
   return jax.lax.stop_gradient(confidence)
 
 
-def _forget(image, text, logit_scale, forget_fraction: float, reading: str) -> jax.Array:
-  """The int(P N) pairs of least confidence, bool [N]; of equal ones those that come first."""
+@compiled(static=('forget_fraction', 'reading'))
+def forget_pairs(
+    image: jax.Array, text: jax.Array, logit_scale: jax.Array, *, forget_fraction: float,
+    reading: str = 'paper'
+) -> jax.Array:
+  """D_FG of section 4.1: the int(P N) pairs of the batch with the least `clean_confidence`.
+
+  Args:
+    image: v [N, d].
+    text: t [N, d].
+    logit_scale: s.
+    forget_fraction: P in (0, 1), static; 0.1 in the release's scripts.
+    reading: static, as `clean_confidence`.
+
+  Returns:
+    bool [N]; of equal confidences those that come first.
+
+  Raises:
+    ValueError: unknown reading, or no pair to forget or to retain.
+  """
   count = int(forget_fraction * image.shape[0])
   if not 0 < count < image.shape[0]:
     raise ValueError(
@@ -103,17 +124,21 @@ def _forget(image, text, logit_scale, forget_fraction: float, reading: str) -> j
   return jnp.argsort(jnp.argsort(confidence)) < count
 
 
-def _separation(text, negative, where, lower, upper) -> jax.Array:
-  """L_sep (Eq. 3): mean_i [lower - <t_i, n_i>]_+ + [<t_i, n_i> - upper]_+."""
+def _separation(text, negative, where, opposite, lower, upper) -> jax.Array:
+  """L_sep (Eq. 3), or for V2 the mean of 2 - ||t_i - n_i||, whose gradient is 0 at n_i = t_i."""
   along = jnp.sum(floating(text) * floating(negative), axis=1)
+  if opposite == 'distance':
+    square = 2.0 - 2.0 * along
+    apart = square > 1e-12
+    return masked_mean(2.0 - jnp.where(apart, jnp.sqrt(jnp.where(apart, square, 1.0)), 0.0), where)
   return masked_mean(jax.nn.relu(lower - along) + jax.nn.relu(along - upper), where)
 
 
-@compiled(static=('forget_fraction', 'reading'))
+@compiled(static=('forget_fraction', 'reading', 'opposite'))
 def hardest_negative(
     image: jax.Array, text: jax.Array, negative: jax.Array, logit_scale: jax.Array, *,
     forget_fraction: float, reading: str = 'paper', weight: jax.Array | float = 10.0,
-    lower: jax.Array | float = -0.7, upper: jax.Array | float = -0.2,
+    lower: jax.Array | float = -0.7, upper: jax.Array | float = -0.2, opposite: str = 'relation',
 ) -> HardestNegative:
   """L_HN = lambda (L_sep + L_rel) + L_itm over the retained pairs of the batch (Eqs. 3 to 6).
 
@@ -136,6 +161,8 @@ def hardest_negative(
     weight: lambda, traced; 10 (release).
     lower: alpha, traced; -0.7 (release).
     upper: beta, traced; -0.2 (release).
+    opposite: static. `'distance'` is the ablation V2: the mean of `2 - ||t_i - n_i||` in the place
+      of L_sep + L_rel (CLIPN's target of section 4.2; its form is ours).
 
   Returns:
     A `HardestNegative`.
@@ -144,8 +171,9 @@ def hardest_negative(
     AssertionError: shapes that do not fit.
     ValueError: unknown reading, or no pair to forget or to retain.
   """
-  _check(reading, image, text, negative)
-  forget = _forget(image, text, logit_scale, forget_fraction, reading)
+  _check(reading, image, text, negative, opposite=(opposite, OPPOSITES))
+  forget = forget_pairs(
+      image, text, logit_scale, forget_fraction=forget_fraction, reading=reading)
   where = 1.0 - forget.astype(floating(text).dtype)
   if reading == 'paper':
     cross = contrastive.similarity(text, negative)
@@ -153,7 +181,8 @@ def hardest_negative(
   else:
     difference = contrastive.similarity(text, text) - contrastive.similarity(negative, negative)
   relation = jnp.sum(where[:, None] * where[None, :] * difference**2) / jnp.sum(where)
-  separation = _separation(text, negative, where, lower, upper)
+  relation = jnp.where(opposite == 'relation', relation, 0.0)
+  separation = _separation(text, negative, where, opposite, lower, upper)
   matching = (contrastive.pairwise_sigmoid(image, text, logit_scale, where=where)
               + contrastive.pairwise_sigmoid(image, negative, logit_scale, opposite=True,
                                              where=where))
@@ -169,12 +198,14 @@ def _divergence(target: jax.Array, logits: jax.Array) -> jax.Array:
   return jnp.sum(entropy - cross) / target.shape[0]
 
 
-@compiled(static=('forget_fraction', 'reading', 'max_iterations'), inline=False)
+@compiled(static=('forget_fraction', 'reading', 'max_iterations', 'opposite', 'targets'),
+          inline=False)
 def unlearning(
     image: jax.Array, text: jax.Array, negative: jax.Array, logit_scale: jax.Array, *,
     forget_fraction: float, gamma: jax.Array | float = 0.7, epsilon: jax.Array | float = 0.03,
     max_iterations: int | None = None, threshold: jax.Array | float | None = None,
     reading: str = 'paper', lower: jax.Array | float = -0.7, upper: jax.Array | float = -0.2,
+    opposite: str = 'relation', targets: str = 'both',
 ) -> Unlearning:
   """L_UL = L_otr + L_sep (Eqs. 7 to 12): the batch is aligned with a masked transport plan.
 
@@ -206,6 +237,10 @@ def unlearning(
     reading: static, `'paper'` or `'release'`.
     lower: alpha, traced.
     upper: beta, traced.
+    opposite: static, as `hardest_negative`.
+    targets: static, the ablations of section 5.4 (our readings). `'false_negatives'` (V3): no
+      column N + 1, nothing masked, I the identity. `'false_positives'` (V4): rows and columns of
+      retained pairs are one-hot.
 
   Returns:
     An `Unlearning`; `plan` is the first solve's.
@@ -214,12 +249,18 @@ def unlearning(
     AssertionError: shapes that do not fit.
     ValueError: unknown reading, or no pair to forget or to retain.
   """
-  _check(reading, image, text, negative)
-  forget = _forget(image, text, logit_scale, forget_fraction, reading)
-  own = jnp.sum(floating(image) * floating(negative), axis=1)
-  scores = jnp.concatenate([contrastive.similarity(image, text), own[:, None]], axis=1)
-  identity = jnp.concatenate([jnp.diag(~forget), forget[:, None]], axis=1)
-  mask = jnp.concatenate([~jnp.diag(forget), forget[:, None]], axis=1)
+  _check(reading, image, text, negative, opposite=(opposite, OPPOSITES), targets=(targets, TARGETS))
+  forget = forget_pairs(
+      image, text, logit_scale, forget_fraction=forget_fraction, reading=reading)
+  scores = contrastive.similarity(image, text)
+  if targets == 'false_negatives':
+    identity = jnp.eye(len(forget), dtype=bool)
+    mask = jnp.ones_like(identity)
+  else:
+    own = jnp.sum(floating(image) * floating(negative), axis=1)
+    scores = jnp.concatenate([scores, own[:, None]], axis=1)
+    identity = jnp.concatenate([jnp.diag(~forget), forget[:, None]], axis=1)
+    mask = jnp.concatenate([~jnp.diag(forget), forget[:, None]], axis=1)
   cost = jax.lax.stop_gradient(1.0 - scores)
   release = reading == 'release'
   options = {'epsilon': epsilon,
@@ -239,10 +280,13 @@ def unlearning(
     solved = transport.masked_plan(cost, mask, **options)
     mixture = mix(solved.plan, identity)
     rows, columns = normal(mixture), normal(mixture.T)
+  if targets == 'false_positives':
+    rows = jnp.where(forget[:, None], rows, identity)
+    columns = jnp.where(jnp.append(forget, True)[:, None], columns, identity.T)
   solved, rows, columns = jax.lax.stop_gradient((solved, rows, columns))
   logits = jnp.exp(floating(logit_scale)) * scores
   realign = _divergence(rows, logits) + _divergence(columns, logits.T)
   retained = None if release else 1.0 - forget.astype(cost.dtype)
-  separation = _separation(text, negative, retained, lower, upper)
+  separation = _separation(text, negative, retained, opposite, lower, upper)
   realign = 0.5 * realign if release else realign
   return Unlearning(realign + separation, realign, separation, solved, forget)

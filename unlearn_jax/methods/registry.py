@@ -9,38 +9,56 @@ from unlearn_jax import types
 from unlearn_jax.methods import base
 from unlearn_jax.methods.bad_teacher import bad_teacher
 from unlearn_jax.methods.cf_k import cf_k
+from unlearn_jax.methods.continued import continued
+from unlearn_jax.methods.contrastive import contrastive
 from unlearn_jax.methods.dlfd import dlfd
 from unlearn_jax.methods.eu_k import eu_k
 from unlearn_jax.methods.finetune import finetune
+from unlearn_jax.methods.gradient_ascent import gradient_ascent
+from unlearn_jax.methods.gradient_ascent import relabelling
 from unlearn_jax.methods.l1_sparse import l1_sparse
+from unlearn_jax.methods.ncu import ncu
 from unlearn_jax.methods.neg_grad import neg_grad
 from unlearn_jax.methods.neg_grad_plus import neg_grad_plus
 from unlearn_jax.methods.random_label import random_label
 from unlearn_jax.methods.retrain import retrain
 from unlearn_jax.methods.salun import salun
 from unlearn_jax.methods.scrub import scrub
+from unlearn_jax.methods.soft_clip import soft_clip
 from unlearn_jax.methods.ssd import ssd
 from unlearn_jax.methods.unsir import unsir
 
-METHODS: Mapping[str, Callable[..., types.Method]] = {
-    'retrain': retrain,
-    'finetune': finetune,
-    'neg_grad': neg_grad,
-    'neg_grad_plus': neg_grad_plus,
-    'random_label': random_label,
-    'l1_sparse': l1_sparse,
-    'cf_k': cf_k,
-    'eu_k': eu_k,
-    'unsir': unsir,
-    'bad_teacher': bad_teacher,
-    'scrub': scrub,
-    'ssd': ssd,
-    'salun': salun,
-    'dlfd': dlfd,
+# Kind of task -> its methods; the first is the one that trains original and oracle.
+TASKS: Mapping[str, Mapping[str, Callable[..., types.Method]]] = {
+    'classification': {
+        'retrain': retrain,
+        'finetune': finetune,
+        'neg_grad': neg_grad,
+        'neg_grad_plus': neg_grad_plus,
+        'random_label': random_label,
+        'l1_sparse': l1_sparse,
+        'cf_k': cf_k,
+        'eu_k': eu_k,
+        'unsir': unsir,
+        'bad_teacher': bad_teacher,
+        'scrub': scrub,
+        'ssd': ssd,
+        'salun': salun,
+        'dlfd': dlfd,
+    },
+    'image_text': {
+        'contrastive': contrastive,
+        'continued': continued,
+        'gradient_ascent': gradient_ascent,
+        'relabelling': relabelling,
+        'soft_clip': soft_clip,
+        'ncu': ncu,
+    },
 }
+METHODS = {name: factory for methods in TASKS.values() for name, factory in methods.items()}
 
 # Facts about the data that whoever runs a method fills in; they are no settings.
-CONTEXT = ('example', 'retain_steps', 'forget_steps', 'train_steps')
+CONTEXT = ('example', 'retain_steps', 'forget_steps', 'train_steps', 'batch_size', 'prompt_slots')
 
 # `budget='dlfd'`: one or two epochs for everybody, as in the DLFD paper. `'original'` keeps each
 # factory's own defaults.
@@ -63,9 +81,14 @@ BUDGETS: Mapping[str, Mapping[str, Mapping[str, object]]] = {
 }
 
 
-def names() -> tuple[str, ...]:
-  """The registered methods."""
-  return tuple(METHODS)
+def names(task: str | None = None) -> tuple[str, ...]:
+  """The registered methods, of one kind of task or of all."""
+  return tuple(METHODS if task is None else TASKS[task])
+
+
+def trainer(task: str) -> str:
+  """The method that trains original and oracle of a kind of task."""
+  return next(iter(TASKS[task]))
 
 
 def suggestion(word: str, known) -> str:
@@ -94,7 +117,7 @@ def get(name: str) -> Callable[..., types.Method]:
 
   Beside its own settings every factory takes `recover` (epochs of training on retained data
   afterwards, 0 for none) and `recover_learning_rate`. Context that a factory has no use for
-  (`example`, `retain_steps`, `forget_steps`, `train_steps`) is ignored, so that one call serves all.
+  (`CONTEXT`) is ignored, so that one call serves all.
 
   Args:
     name: one of `names()`.

@@ -22,8 +22,9 @@ _FACTORIES = {
     'resnet50': ('resnet', 'resnet50'),
     'vit': ('vit', 'vit'),
 }
-_MODULES = ('clip', 'clip_tokenizer', 'clip_towers', 'cnn', 'contract', 'cpu_conv', 'densenet',
-            'efficientnet', 'layers', 'mlp', 'order', 'resnet', 'surgery', 'vit')
+_MODULES = ('archive', 'clip', 'clip_keys', 'clip_tokenizer', 'clip_towers', 'cnn', 'contract',
+            'convert', 'cpu_conv', 'densenet', 'efficientnet', 'layers', 'mlp', 'order', 'resnet',
+            'surgery', 'vit')
 __all__ = ('arguments', 'factory', 'get', 'names', *_MODULES)
 
 

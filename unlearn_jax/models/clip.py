@@ -47,10 +47,12 @@ class Layout(NamedTuple):
 
 
 _OPENAI = clip_towers.Style(clip_towers.quick_gelu, 1e-5)
+_OPEN_CLIP = clip_towers.Style(clip_towers.gelu, 1e-5)
 _TIMM = clip_towers.Style(clip_towers.gelu, 1e-6)
 _SIGLIP = clip_towers.Style(jax.nn.gelu, 1e-6)  # the tanh approximation
 LAYOUTS = {
     'openai': Layout(_OPENAI, _OPENAI._replace(causal=True)),
+    'open_clip': Layout(_OPEN_CLIP, _OPEN_CLIP._replace(causal=True)),
     'laclip': Layout(_TIMM._replace(qk_norm=True), _OPENAI._replace(causal=True), separate=True,
                      pre_norm=False, patch_bias=True),
     'declip': Layout(_OPENAI, _OPENAI._replace(causal=True), projection_bias=True),
@@ -147,6 +149,7 @@ def clip(*, layout: str = 'openai', embedding: int = 64, patch: int = 8, image_w
   Layouts:
     `openai`: layer norm before the first block, QuickGELU, eps 1e-5, both projections bare
       matrices inside their towers.
+    `open_clip`: `openai` with the exact GELU; open_clip's models but those named `-quickgelu`.
     `laclip`: image tower of timm, without that layer norm, exact GELU, eps 1e-6, layer norms on
       queries and keys, patch embedding with bias, its projection a parameter `image_projection` of
       its own; text tower as `openai`. The networks of NCU's CC3M and CC12M runs.

@@ -14,6 +14,7 @@ from unlearn_jax import types
 # name -> mean and standard deviation of pixels in [0, 1], per channel or for all
 STATISTICS = {
     'imagenet': ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),  # torchvision's
+    'clip': ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
     'half': ((0.5,), (0.5,)),  # to [-1, 1]
 }
 

@@ -31,6 +31,7 @@ class Result(NamedTuple):
     seconds: time spent in steps and in the signals they read, compilation excluded.
     compile_seconds: time spent in compilation.
     steps: steps taken, over all runs of a resumed one.
+    flops: of these steps, as the compiler counts them: the body of a loop (a Sinkhorn solve) once.
   """
 
   state: types.TrainState
@@ -38,6 +39,7 @@ class Result(NamedTuple):
   seconds: float
   compile_seconds: float
   steps: int
+  flops: float
 
 
 def run(method: types.Method, variables: types.Variables, streams: Mapping[str, types.Stream], *,
@@ -78,15 +80,16 @@ def run(method: types.Method, variables: types.Variables, streams: Mapping[str, 
   _check_wiring(method, streams, monitor, evaluators, apply)
   state, frozen = method.init(key, variables)
   state, frozen = sharding.replicate(state, mesh), sharding.replicate(frozen, mesh)
-  position, spent = (0, 0), {'seconds': 0.0, 'compile_seconds': 0.0}
+  position, spent = (0, 0), {'seconds': 0.0, 'compile_seconds': 0.0, 'flops': 0.0}
   if checkpointer is not None and (saved := checkpointer.latest()) is not None:
     if saved['note'] != note:
       raise ValueError(f'the checkpoint belongs to another run: it says {saved["note"]}, '
                        f'this run is {note}')
-    position, spent = tuple(saved['position']), saved['spent']
+    position, spent = tuple(saved['position']), spent | saved['spent']
     state = checkpointer.restore(_template(method, state, position, mesh))
   taken = int(state.step)
   compiled: dict[types.StepFn, Callable] = {}  # once per step function, however many phases use it
+  flops: dict[types.StepFn, float] = {}
   pending: list[types.Metrics] = []
   warm = None
 
@@ -113,14 +116,18 @@ def run(method: types.Method, variables: types.Variables, streams: Mapping[str, 
         state = sharding.replicate(jax.jit(phase.enter)(state), mesh)
       # A stream goes on where the last phase that read it was to end: no epoch comes twice.
       before = sum(other.steps for other in method.phases[:number] if other.stream == phase.stream)
+      # Batches are put onto the devices in the thread that makes them: a host decodes only its own
+      # devices' rows, and neither that nor the transfer keeps a step waiting.
+      stream = streams[phase.stream]
       batches = streams_lib.prefetch(
-          streams[phase.stream], before + begin, before + phase.steps)
+          lambda step, stream=stream: sharding.shard_batch(stream(step), mesh),
+          before + begin, before + phase.steps)
       with contextlib.closing(batches):
         for index, batch in enumerate(batches, begin):
-          batch = sharding.shard_batch(batch, mesh)
           if phase.step not in compiled:
             with _clock(spent, 'compile_seconds'):
               compiled[phase.step] = _compile(phase.step, state, frozen, batch, mesh)
+              flops[phase.step] = _flops(compiled[phase.step])
               if phase.signals and not warm:
                 warm = monitor.run(apply, method.export(state))  # compiles the monitor
           with _clock(spent, 'seconds'):
@@ -130,6 +137,7 @@ def run(method: types.Method, variables: types.Variables, streams: Mapping[str, 
             if phase.until is not None and phase.until(jax.device_get(state.signals)):
               break
             state, metrics = compiled[phase.step](state, frozen, batch)
+            spent['flops'] += flops[phase.step]
             pending.append(metrics)
             taken += 1
             save_now = checkpoint_every and (index + 1) % checkpoint_every == 0
@@ -144,7 +152,8 @@ def run(method: types.Method, variables: types.Variables, streams: Mapping[str, 
           bar.update()
       flush(phase)  # of a phase that stopped early
       save((number + 1, 0))
-  return Result(state, method.export(state), spent['seconds'], spent['compile_seconds'], taken)
+  return Result(state, method.export(state), spent['seconds'], spent['compile_seconds'], taken,
+                spent['flops'])
 
 
 @contextlib.contextmanager
@@ -162,6 +171,12 @@ def _compile(step: types.StepFn, state, frozen, batch, mesh: Mesh) -> Callable:
   replicated = NamedSharding(mesh, PartitionSpec())
   jitted = jax.jit(step, donate_argnums=0, out_shardings=(replicated, replicated))
   return jitted.lower(state, frozen, batch).compile()
+
+
+def _flops(compiled: jax.stages.Compiled) -> float:
+  """Of one step on all devices; 0 where the compiler does not count."""
+  return float((compiled.cost_analysis() or {}).get('flops', 0.0)) * len(
+      jax.tree.leaves(compiled.input_shardings)[0].device_set)
 
 
 def _refresh(state: types.TrainState, values: Mapping[str, Any], due: list[str], mesh: Mesh):

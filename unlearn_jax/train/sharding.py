@@ -5,6 +5,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 import numpy as np
 
 from unlearn_jax import types
+from unlearn_jax.data import fields
 
 
 def make_mesh(devices: int | None = None) -> Mesh:
@@ -35,7 +36,7 @@ def shard_batch(batch: types.Batch, mesh: Mesh) -> types.Batch:
   """Splits the leading axis of every leaf over the mesh.
 
   Every host builds the same global batch (streams are pure functions of the step) and keeps its
-  own devices' rows.
+  own devices' rows. Of a `data.fields.Lazy` leaf it reads nothing but these, each row once.
 
   Raises:
     ValueError: a leading axis that the number of devices does not divide.
@@ -43,12 +44,13 @@ def shard_batch(batch: types.Batch, mesh: Mesh) -> types.Batch:
   sharding = NamedSharding(mesh, PartitionSpec('data'))
 
   def put(path, leaf):
-    leaf = np.asarray(leaf)
+    lazy = isinstance(leaf, fields.Lazy)
+    leaf = leaf if lazy else np.asarray(leaf)
     if leaf.shape[0] % mesh.size:
       name = jax.tree_util.keystr(path, simple=True, separator='/')
       raise ValueError(f'batch field {name} has {leaf.shape[0]} rows, which {mesh.size} devices '
                        'cannot share evenly; choose a batch size that is a multiple')
-    if jax.process_count() == 1:
+    if jax.process_count() == 1 and not lazy:
       return jax.device_put(leaf, sharding)
     return jax.make_array_from_callback(leaf.shape, sharding, lambda index: leaf[index])
 

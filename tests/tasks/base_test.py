@@ -8,9 +8,10 @@ import numpy as np
 
 from unlearn_jax import config as config_lib
 from unlearn_jax import models
-from unlearn_jax import task as task_lib
+from unlearn_jax import tasks
 from unlearn_jax.data import sources
 from unlearn_jax.evals import run
+from unlearn_jax.tasks import base
 
 
 def config(normalize='', data='synthetic', **data_settings):
@@ -24,7 +25,7 @@ def config(normalize='', data='synthetic', **data_settings):
 class NormalizeTest(absltest.TestCase):
 
   def test_is_part_of_the_model_and_not_of_the_data(self):
-    task = task_lib.load(config('half'), '')
+    task = tasks.load(config('half'), '')
     image = task.example['image']
     np.testing.assert_array_equal(image, sources.get('synthetic').fields['image'][:1])
     variables = task.model.init(jax.random.key(0), task.example)
@@ -36,8 +37,8 @@ class NormalizeTest(absltest.TestCase):
                        1e-3)
 
   def test_anchors_are_not_mixed_up(self):
-    with mock.patch.object(task_lib, 'train_row', return_value=({}, {})):
-      places = {task_lib.anchor(task_lib.load(config(normalize), ''), 'retrain', 0)[2]
+    with mock.patch.object(base, 'train_row', return_value=({}, {})):
+      places = {tasks.anchor(tasks.load(config(normalize), ''), 'retrain', 0)[2]
                 for normalize in ('', 'half')}
     self.assertLen(places, 2)
 
@@ -50,7 +51,7 @@ class NormalizeTest(absltest.TestCase):
 class BytesTest(absltest.TestCase):
 
   def test_pictures_stay_bytes_until_a_batch_is_made(self):
-    task = task_lib.load(config(data='mucac_gender_fixture', image_size=16), '')
+    task = tasks.load(config(data='mucac_gender_fixture', image_size=16), '')
     forget = task.fields['forget']
     self.assertIsInstance(forget['image'], sources.Pictures)
     batch = task.streams(0)['forget'](0)['forget']

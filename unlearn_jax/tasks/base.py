@@ -1,13 +1,13 @@
 """What all rows of an experiment share, and the training of one row."""
 
-from collections.abc import Mapping
+import abc
+from collections.abc import Callable, Mapping
 import contextlib
 import dataclasses
-import functools
 import hashlib
 import json
 import os
-from typing import Any
+from typing import Any, ClassVar, NamedTuple
 import zlib
 
 import jax
@@ -17,19 +17,29 @@ import numpy as np
 import unlearn_jax
 from unlearn_jax import config as config_lib
 from unlearn_jax import methods
-from unlearn_jax import models
 from unlearn_jax import types
 from unlearn_jax import workdir as workdir_lib
 from unlearn_jax.data import sources
 from unlearn_jax.data import splits as splits_lib
-from unlearn_jax.data import streams as streams_lib
-from unlearn_jax.evals import privacy
-from unlearn_jax.models import contract
+from unlearn_jax.methods import registry
 from unlearn_jax.train import checkpoint
 from unlearn_jax.train import loop
-from unlearn_jax.train import sharding
 
-EVALUATED = ('retain', 'forget', 'validation', 'test', 'unseen')
+Measured = dict[str, float]
+
+
+class Objective(NamedTuple):
+  """What a trial of tuning is judged by.
+
+  Attributes:
+    score: (measured on the trial's model, measured on the retrained one or None) -> float.
+    best: `max` or `min`.
+    retrains: a retrained model of the tuning task is needed.
+  """
+
+  score: Callable[[Measured, Measured | None], float]
+  best: Callable
+  retrains: bool
 
 
 def cache_dir(config: config_dict.ConfigDict) -> str:
@@ -38,8 +48,15 @@ def cache_dir(config: config_dict.ConfigDict) -> str:
 
 
 @dataclasses.dataclass(frozen=True)
-class Task:
-  """Data, splits and model of one experiment: what all its rows share."""
+class Task(abc.ABC):
+  """Data, splits and model of one experiment: what all its rows share.
+
+  A kind of task says how its data are read, fed, measured and audited; the rest of the package
+  treats all kinds alike.
+
+  Attributes:
+    OBJECTIVES: name -> objective, what `config.tune.objective` may be.
+  """
 
   config: config_dict.ConfigDict
   source: sources.Source
@@ -48,58 +65,58 @@ class Task:
   mesh: jax.sharding.Mesh
   workdir: str
 
-  @functools.cached_property
-  def fields(self) -> dict[str, dict[str, Any]]:
-    """Split -> image and label arrays; pictures held as bytes stay so."""
-    return {name: {key: sources.take(self.source.fields[key], self.splits.indices[name])
-                   for key in ('image', 'label')}
-            for name in EVALUATED if len(self.splits.indices.get(name, ()))}
+  OBJECTIVES: ClassVar[Mapping[str, Objective]]
 
   @property
-  def example(self) -> dict[str, np.ndarray]:
-    return {'image': np.asarray(self.source.fields['image'][:1])}
+  @abc.abstractmethod
+  def example(self) -> types.Inputs:
+    """One record's inputs of the model, for shapes."""
+
+  @property
+  @abc.abstractmethod
+  def context(self) -> dict[str, Any]:
+    """What factories are told about the data, see `methods.registry.CONTEXT`."""
+
+  @abc.abstractmethod
+  def streams(self, seed: int) -> dict[str, types.Stream]:
+    """All streams that phases may name."""
+
+  def monitor(self) -> types.Evaluator:
+    """What gives the signals that phases read."""
+    raise ValueError(f'{type(self).__name__} tasks have no signals for methods that read some')
+
+  @abc.abstractmethod
+  def measure(self, variables: types.Variables) -> tuple[Measured, dict[str, np.ndarray]]:
+    """All metrics of a model, and its losses on `forget` and `unseen` records."""
+
+  @abc.abstractmethod
+  def for_tuning(self) -> 'Task':
+    """The task that trials are made on, with nothing of what the report forgets or tests on."""
+
+  @abc.abstractmethod
+  def measure_trial(self, variables: types.Variables) -> Measured:
+    """What the objectives read, from validation data."""
+
+  @abc.abstractmethod
+  def audited(self) -> tuple[Callable, dict[str, dict[str, Any]]]:
+    """`apply` with logits as output, and split -> fields with labels, as an audit takes them."""
+
+  def figures(self, models: Mapping[str, types.Variables]) -> dict[str, tuple[str, str]]:
+    """Further figures of the report, from one model per row: title -> (SVG, caption)."""
+    del models
+    return {}
 
   def with_splits(self, splits: splits_lib.Splits) -> 'Task':
     return dataclasses.replace(self, splits=splits)
 
-  def streams(self, seed: int) -> dict[str, types.Stream]:
-    config = self.config
-    return streams_lib.make(
-        self.source, self.splits, batch_size=config.batch_size,
-        forget_batch_size=config.forget_batch_size or config.batch_size, seed=seed,
-        augment=tuple(config.data.augment))
-
   def method(self, row: str, settings: Mapping[str, Any]) -> types.Method:
     """Builds a row's method; raises before any compute if a setting is wrong."""
-    count = lambda *names: sum(len(self.splits.indices[name]) for name in names)
-    forget_batch = self.config.forget_batch_size or self.config.batch_size
-    role = ('retain', 'forget') if row == 'original' else ('retain',)
-    context = {
-        'example': self.example,
-        'retain_steps': streams_lib.steps_per_epoch(count(*role), self.config.batch_size),
-        'forget_steps': streams_lib.steps_per_epoch(count('forget'), forget_batch),
-        'train_steps': streams_lib.steps_per_epoch(count('retain', 'forget'),
-                                                   self.config.batch_size)}
-    return methods.get(config_lib.method_of(row) if row != 'original' else 'retrain')(
-        self.model, **context, **settings)
-
-
-def load(config: config_dict.ConfigDict, workdir: str) -> Task:
-  """Reads and splits the data, builds the model, and every method to check its settings."""
-  data = config.data
-  source = sources.get(data.name, data_dir=config.data_dir, label_noise=data.label_noise,
-                       seed=data.seed, image_size=data.image_size or None)
-  arguments = {key: value.to_dict() if isinstance(value, config_dict.ConfigDict) else value
-               for key, value in config.split.items() if key != 'kind' and value is not None}
-  splits = splits_lib.KINDS[config.split.kind](source, **arguments)
-  model = models.get(config.model, num_outputs=source.num_classes, **config.model_args.to_dict())
-  if data.normalize:
-    model = contract.normalized(model, *contract.STATISTICS[data.normalize])
-  mesh = sharding.make_mesh(config.devices or None)
-  task = Task(config, source, splits, model, mesh, workdir)
-  for row in ('original', 'retrain', *config.rows):
-    task.method(row, row_settings(config, row))
-  return task
+    context = dict(self.context)
+    if row == 'original':  # the oracle's recipe, on all of the training data
+      context['retain_steps'] = context['train_steps']
+    name = (registry.trainer(self.config.task) if row in config_lib.BUILTIN else
+            config_lib.method_of(row))
+    return methods.get(name)(self.model, **context, **settings)
 
 
 def row_settings(config: config_dict.ConfigDict, row: str, **changes) -> dict[str, Any]:
@@ -128,10 +145,7 @@ def train_row(task: Task, row: str, seed: int, settings: Mapping[str, Any], vari
   key = jax.random.fold_in(jax.random.key(seed), zlib.crc32(config_lib.method_of(row).encode()))
   note = {'row': row, 'seed': seed, 'split': task.splits.hash,
           'settings': json.loads(json.dumps(dict(settings)))}
-  monitor = None
-  if any(phase.signals for phase in method.phases):
-    monitor = privacy.forgetting_gate(
-        {name: task.fields[name] for name in ('forget', 'validation')})
+  monitor = task.monitor() if any(phase.signals for phase in method.phases) else None
   saving = (checkpoint.Checkpointer(os.path.join(directory, 'checkpoints'), keep=1) if keep else
             contextlib.nullcontext())
   with saving as checkpointer:
@@ -141,7 +155,7 @@ def train_row(task: Task, row: str, seed: int, settings: Mapping[str, Any], vari
         note=note, directory=directory, log_every=task.config.log_every,
         label=f'{row}, seed {seed}')
   facts = {'seconds': result.seconds, 'compile_seconds': result.compile_seconds,
-           'steps': result.steps, 'settings': note['settings']}
+           'steps': result.steps, 'flops': result.flops, 'settings': note['settings']}
   if keep:
     with checkpoint.Checkpointer(finished) as saved:
       saved.save(dict(result.variables), facts)

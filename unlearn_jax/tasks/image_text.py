@@ -1,0 +1,292 @@
+"""Image-text pairs: a CLIP unlearns planted noisy correspondence; judged by what it can still do."""
+
+from collections.abc import Callable, Sequence
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from unlearn_jax import config as config_lib
+from unlearn_jax import models
+from unlearn_jax import types
+from unlearn_jax.data import pairs
+from unlearn_jax.data import sources
+from unlearn_jax.data import streams as streams_lib
+from unlearn_jax.data import text_transforms
+from unlearn_jax.evals import linear_probe
+from unlearn_jax.evals import privacy
+from unlearn_jax.evals import retrieval
+from unlearn_jax.evals import run as evals_run
+from unlearn_jax.evals import similarity
+from unlearn_jax.evals import zero_shot
+from unlearn_jax.losses import ncu
+from unlearn_jax.models import clip
+from unlearn_jax.models import clip_tokenizer
+from unlearn_jax.models import contract
+from unlearn_jax.tasks import base
+from unlearn_jax.train import sharding
+
+EMBEDDINGS = ('image_embedding', 'text_embedding')
+
+
+class _Tokens:
+  """Token rows of captions, each made once: `(ids, seed, epoch) -> int32 [B, L]`."""
+
+  def __init__(self, captions: np.ndarray, tokenize: Callable[[Sequence[str]], np.ndarray],
+               context: int):
+    self.captions, self.tokenize = captions, tokenize
+    self.rows = np.zeros((len(captions), context), np.uint16)  # ids lie below 2^16
+    self.made = np.zeros(len(captions), bool)
+
+  def __call__(self, ids, seed=0, epoch=0) -> np.ndarray:
+    del seed, epoch
+    ids = np.asarray(ids)
+    if len(new := np.unique(ids[~self.made[ids]])):
+      self.rows[new] = self.tokenize(self.captions[new].tolist())
+      self.made[new] = True
+    return self.rows[ids].astype(np.int32)
+
+
+def _mean_recall(measured: base.Measured, retrained: base.Measured | None) -> float:
+  """Mean recall on validation pairs; needs no retrained model."""
+  del retrained
+  return measured['mean_recall/validation']
+
+
+class ImageText(base.Task):
+  """Pictures with captions, a share of which belong to other pictures.
+
+  `forget` are the mismatched pairs, `retain` the others. Unlearning methods are given all training
+  pairs and not told which is which; the truth serves the oracle and the measurements alone.
+  """
+
+  OBJECTIVES = {'mean_recall': base.Objective(_mean_recall, max, False)}
+
+  @property
+  def context_length(self) -> int:
+    sized = models.arguments(self.config.model).get('context')
+    return self.config.model_args.get('context', 77 if sized is None else sized.default)
+
+  @property
+  def train_ids(self) -> np.ndarray:
+    return np.sort(np.concatenate([self.splits.indices[name] for name in ('retain', 'forget')]))
+
+  def tokenize(self, texts: Sequence[str], slots: int = 0) -> np.ndarray:
+    return clip.tokenize(texts, self.context_length, slots)
+
+  @functools.cached_property
+  def texts(self) -> dict[str, pairs.Text]:
+    """Token rows by name: captions as given, true ones, and negatives of two kinds."""
+    source, text = self.source, self.config.text
+    captions, slots = source.fields['caption'], text.prompt_slots
+    plain = functools.partial(_Tokens, tokenize=self.tokenize, context=self.context_length)
+
+    def changed(transform, slots):
+      def tokens(ids, seed, epoch):
+        return self.tokenize(transform(captions[ids].tolist(), seed, ids, epoch), slots)
+      return tokens
+
+    prompted = functools.partial(self.tokenize, slots=slots)
+    negative = _Tokens(captions, prompted, self.context_length)
+    if text.eda:
+      synonyms = text_transforms.wordnet(text.wordnet) if text.wordnet else None
+      negative = changed(text_transforms.eda(synonyms=synonyms, operations=tuple(text.eda)), slots)
+    return {'caption': plain(captions), 'true': plain(source.fields['true_caption']),
+            'negative': negative, 'written': changed(text_transforms.written_negative, 0)}
+
+  @functools.cached_property
+  def unseen_captions(self) -> np.ndarray:
+    """Captions of the source, those of unseen pairs exchanged: what no model was trained on."""
+    return pairs.plant_noise(self.source, self.splits.indices['unseen'], 1.0,
+                             self.config.split.seed).fields['caption']
+
+  @property
+  def example(self) -> types.Inputs:
+    return {'image': np.asarray(self.source.fields['image'][:1]), 'text': self.texts['caption']([0])}
+
+  @property
+  def context(self) -> dict[str, Any]:
+    steps = lambda ids: max(pairs.steps_per_epoch(len(ids), self.config.batch_size), 1)
+    return {'example': self.example, 'batch_size': self.config.batch_size,
+            'prompt_slots': self.config.text.prompt_slots,
+            'retain_steps': steps(self.splits.indices['retain']),
+            'forget_steps': steps(self.splits.indices['forget']),
+            'train_steps': steps(self.train_ids)}
+
+  def streams(self, seed: int) -> dict[str, types.Stream]:
+    def one(ids, **texts):
+      return pairs.stream(self.source, ids, batch_size=self.config.batch_size, seed=seed,
+                          augment=tuple(self.config.data.augment),
+                          texts={name: self.texts[text] for name, text in texts.items()})
+
+    train, retain = self.train_ids, self.splits.indices['retain']
+    return {'train': one(train, text='caption', negative='negative'),
+            'retain': one(retain, text='caption'),
+            'clean': one(train, text='true'),
+            'written': one(train, text='caption', negative='written')}
+
+  # Measurements.
+
+  @functools.cached_property
+  def encoders(self) -> dict[str, Callable]:
+    """One stable `apply` per tower: a compiled forward pass belongs to a function object."""
+    return {name: functools.partial(self.model.apply, method=f'encode_{name}')
+            for name in ('image', 'text')}
+
+  def encode(self, variables, tower: str, values, *names: str) -> tuple[np.ndarray, ...]:
+    found = evals_run.predict(self.encoders[tower], variables, {tower: values}, names=names)
+    return tuple(found[name] for name in names)
+
+  def pictures(self, split: str) -> tuple[Any, np.ndarray, np.ndarray]:
+    """Of a split: each picture once, its first record's id, and the picture of every record."""
+    ids = self.splits.indices[split]
+    _, first, picture = np.unique(self.source.fields['picture'][ids], return_index=True,
+                                  return_inverse=True)
+    return sources.take(self.source.fields['image'], ids[first]), ids[first], picture
+
+  def recall(self, variables, split: str) -> dict[str, float]:
+    """Retrieval within a split, with true captions."""
+    images, _, picture = self.pictures(split)
+    image, = self.encode(variables, 'image', images, 'image_embedding')
+    text, = self.encode(variables, 'text', self.texts['true'](self.splits.indices[split]),
+                        'text_embedding')
+    found = retrieval.recall(image, text, picture)
+    return {f'{name}/{split}': value for name, value in found.items()}
+
+  def classes(self, variables) -> np.ndarray:
+    """Vectors of the named classes."""
+    return zero_shot.class_embeddings(
+        lambda tokens: self.encode(variables, 'text', tokens, 'text_embedding')[0],
+        self.source.class_names, zero_shot.templates()[self.config.text.templates], self.tokenize)
+
+  def classify(self, variables) -> dict[str, float]:
+    """Zero-shot classification and linear probe of pictures with a class."""
+    found = {}
+    for split in ('train', 'validation', 'test'):
+      ids = self.train_ids if split == 'train' else self.splits.indices[split]
+      ids = ids[self.source.fields['label'][ids] >= 0]
+      images = sources.take(self.source.fields['image'], ids)
+      found[split] = (*self.encode(variables, 'image', images, 'image_embedding', 'features'),
+                      self.source.fields['label'][ids])
+    image, _, label = found['test']
+    probed = linear_probe.evaluate(
+        *(found[split][1:] for split in ('train', 'validation', 'test')),
+        num_classes=self.source.num_classes, strengths=linear_probe.GRID[:7])
+    shown = ('linear_probe/top1', 'linear_probe/validation', 'linear_probe/C',
+             'linear_probe/converged')
+    return {**zero_shot.evaluate(image, self.classes(variables), label),
+            **{name: probed[name] for name in shown}}
+
+  def selection(self, variables) -> dict[str, float]:
+    """Planted noise among the pairs that Eq. 2 of NCU selects in an epoch of training batches."""
+    config, ids = self.config, self.train_ids
+    image, text = self.pair_embeddings(variables, ids, self.texts['caption'](ids))
+    scale = float(np.asarray(variables['params']['logit_scale']))
+    order = streams_lib.schedule(self.source, ids, pairs.ROLE, batch_size=config.batch_size,
+                                 seed=config.split.seed, full=True)
+    chosen, seen = [], []
+    for step in range(self.context['train_steps']):
+      batch = np.searchsorted(ids, order(step)[0])
+      forget = ncu.forget_pairs(image[batch], text[batch], scale,
+                                forget_fraction=config.split.noise)
+      chosen.append(batch[np.asarray(forget)])
+      seen.append(batch)
+    seen = np.sort(np.concatenate(seen))
+    found = similarity.selection(np.searchsorted(seen, np.concatenate(chosen)),
+                                 self.source.fields['noisy'][ids][seen])
+    return {'selection/precision': found.precision, 'selection/recall': found.recall,
+            'selection/chance': found.chance}
+
+  def pair_embeddings(self, variables, ids, tokens) -> tuple[np.ndarray, np.ndarray]:
+    images = sources.take(self.source.fields['image'], ids)
+    return (self.encode(variables, 'image', images, 'image_embedding')[0],
+            self.encode(variables, 'text', tokens, 'text_embedding')[0])
+
+  @functools.cached_property
+  def matching(self) -> Callable:
+    """`apply` whose logits match a picture with its caption (class 0) and with fixed others.
+
+    The others are captions of validation pairs, the same for every picture, so that a record has a
+    loss of its own, whatever else is in its batch.
+    """
+    ids = self.splits.indices['validation']
+    rng = np.random.default_rng(self.config.split.seed)
+    rows = rng.permutation(len(ids))[:self.config.text.candidates]
+    others = self.texts['true'](ids[np.sort(rows)])
+
+    def apply(variables, inputs, *, train=False, rngs=None, method=None):
+      del rngs, method
+      outputs, variables = self.model.apply(variables, inputs, train=train)
+      bank, _ = self.model.apply(variables, {'text': jnp.asarray(others)}, train=train,
+                                 method='encode_text')
+      image, text = (outputs[name] for name in EMBEDDINGS)
+      own = jnp.sum(image * text, axis=1, keepdims=True)
+      logits = jnp.concatenate([own, image @ bank['text_embedding'].T], axis=1)
+      return {'logits': jnp.exp(outputs['logit_scale']) * logits,
+              'features': outputs['features']}, variables
+
+    return apply
+
+  @functools.cached_property
+  def matched(self) -> dict[str, dict[str, Any]]:
+    """Split -> the records of `matching`: forgotten and unseen pairs are mismatched ones."""
+    unseen = _Tokens(self.unseen_captions, self.tokenize, self.context_length)
+    texts = {'retain': self.texts['caption'], 'forget': self.texts['caption'],
+             'test': self.texts['true'], 'unseen': unseen}
+    return {split: {'image': sources.take(self.source.fields['image'], ids), 'text': text(ids),
+                    'label': np.zeros(len(ids), np.int32), 'id': ids}
+            for split, text in texts.items() for ids in [self.splits.indices[split]] if len(ids)}
+
+  def audited(self):
+    return self.matching, {name: {**fields, 'image': np.asarray(fields['image'])}
+                           for name, fields in self.matched.items()}
+
+  def measure(self, variables):
+    metrics, losses = {}, {}
+    for split, fields in self.matched.items():
+      logits = evals_run.predict(self.matching, variables, fields, names=('logits',))['logits']
+      own = logits[:, :1]
+      metrics[f'match/{split}'] = float(np.mean(np.all(logits[:, 1:] < own, axis=1)))
+      losses[split] = np.asarray(jax.nn.logsumexp(logits, axis=1) - own[:, 0])
+    metrics |= {'mia_auc/unseen': privacy.auc(losses['forget'], losses['unseen']),
+                'loss_gap': float(losses['forget'].mean() - losses['unseen'].mean())}
+    _, ids, _ = self.pictures('test')
+    pairs_found = similarity.distributions(
+        *self.pair_embeddings(variables, ids, self.texts['true'](ids)))
+    metrics |= {**self.recall(variables, 'test'), **similarity.summary(pairs_found),
+                **self.selection(variables)}
+    if self.source.class_names:
+      metrics |= self.classify(variables)
+    return metrics, {**{name: losses[name] for name in ('forget', 'unseen')},
+                     **pairs_found._asdict()}
+
+  def for_tuning(self) -> 'ImageText':
+    """The task itself: methods are not told what to forget, and trials see validation pairs only."""
+    return self
+
+  def measure_trial(self, variables):
+    return self.recall(variables, 'validation')
+
+
+def load(config, workdir: str) -> ImageText:
+  """Reads the pairs, plants noise, builds the model."""
+  data = config.data
+  source = sources.get(data.name, data_dir=config.data_dir, image_size=data.image_size or None)
+  source, splits = pairs.split(source, **config_lib.split_arguments(config))
+  for name in ('validation', 'test', 'unseen'):
+    if len(splits.indices[name]) < 2:
+      raise ValueError(f'config.split.sizes leaves {len(splits.indices[name])} pairs for {name}; '
+                       'pairs are judged against one another, so at least two are needed')
+  model = models.get(config.model, **config.model_args.to_dict())
+  if data.normalize:
+    model = contract.normalized(model, *contract.STATISTICS[data.normalize])
+  if config.text.templates not in zero_shot.templates():
+    raise ValueError(f'config.text.templates {config.text.templates!r} is not one of '
+                     f'{", ".join(zero_shot.templates())}')
+  task = ImageText(config, source, splits, model, sharding.make_mesh(config.devices or None),
+                   workdir)
+  clip_tokenizer.check_slots(task.texts['negative'](splits.indices['retain'][:8], 0, 0),
+                             config.text.prompt_slots)
+  return task
