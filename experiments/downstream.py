@@ -27,13 +27,12 @@ from unlearn_jax.evals import render
 from unlearn_jax.evals import run
 from unlearn_jax.evals import zero_shot
 from unlearn_jax.models import clip
+from unlearn_jax.models import contract
 from unlearn_jax.models import convert
 
 MISSING = 'n/a'
 NOT_CHOSEN = 'not among the chosen data sets'
-# Mean and deviation of the pixels in [0, 1] that a checkpoint was trained with.
-PIXELS = {'clip': ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
-          'imagenet': ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))}
+PIXELS = contract.STATISTICS  # that a checkpoint was trained with
 NOTE = ('Per cent. Zero-shot: ensembles of CLIP\'s prompts; linear probe: L-BFGS on the features '
         'before the projection, regularisation chosen on validation data. Mean per class for '
         'Caltech101, Aircraft, Flowers102 and OxfordPets, as in CLIP\'s paper, top-1 elsewhere. '

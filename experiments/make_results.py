@@ -23,7 +23,7 @@ CONFIGS = {
     'dlfd_small_forget': experiment.run, 'dlfd_tradeoff': experiment.run,
     'audit_omniglot': auditing.audit, 'classification_mnist5k': auditing.audit,
     'classification_mnist5k:original': auditing.audit, 'classification_omniglot': auditing.audit,
-    'classification_omniglot:original': auditing.audit}
+    'classification_omniglot:original': auditing.audit, 'ncu_openmoji': auditing.audit}
 PRODUCTS = {experiment.run: 'report', auditing.audit: 'audit'}
 
 _DATA_DIR = flags.DEFINE_string('data_dir', '', "Holds Omniglot's two archives; '' downloads them.")

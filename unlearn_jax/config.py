@@ -18,7 +18,7 @@ from unlearn_jax.models import contract
 VARIANT = '-'  # 'dlfd-alone' is a row of its own, run by the method 'dlfd'
 BUILTIN = ('original', 'retrain')
 # Kind of task -> kinds of split, and the sections that only its configs have.
-SPLITS = {'classification': splits.KINDS, 'image_text': {'planted': pairs.split}}
+SPLITS = {'classification': splits.KINDS, 'image_text': {'planted': pairs.split, 'unlabelled': pairs.unlabelled}}
 SECTIONS = {
     'classification': {},
     'image_text': {'text': {'prompt_slots': 8, 'eda': (), 'wordnet': '', 'templates': 'imagenet',
@@ -41,7 +41,7 @@ def experiment(*, name: str, data: Mapping[str, Any], split: Mapping[str, Any], 
     name: of the experiment; names its results.
     data: `name` of a source, and any of `label_noise`, `seed`, `image_size`, `augment`, and
       `normalize` (a name in `models.contract.STATISTICS`; pictures stay in [0, 1]).
-    split: `kind` (`identity`, `class`, `random`, `published`; of pairs `planted`), `seed`, and that
+    split: `kind` (`identity`, `class`, `random`, `published`; of pairs `planted`, `unlabelled`), `seed`, and that
       kind's arguments, see `data.splits` and `data.pairs.split`.
     model: a registered model.
     model_args: its arguments.
@@ -50,7 +50,9 @@ def experiment(*, name: str, data: Mapping[str, Any], split: Mapping[str, Any], 
     methods: row -> settings. A row is a method's name, or `METHOD-VARIANT`. `config.rows` lists
       those to run, in the table's order.
     tune: how settings are chosen, see `tuning.tune`: `common`, a grid for every row (setting ->
-      values), and `methods`, row -> a further grid of its own (both empty: nothing is tuned);
+      values), and `methods`, row -> a further grid of its own (both empty: nothing is tuned, and a
+      row without a grid keeps its settings); `follow`, row -> the row whose choice it takes over,
+      for ablations;
       `budget`, the share of the retraining cost that each row may spend, and `trials`, how many
       it may make (0: no limit); `objective` (`nomus` or `retrain_gap`); `seeds`; `share` of the
       retained units that plays the forget set.
@@ -87,7 +89,7 @@ def experiment(*, name: str, data: Mapping[str, Any], split: Mapping[str, Any], 
       'seeds': (0, 1, 2),
       'batch_size': 64,
       'forget_batch_size': 0,
-      'tune': {'common': {}, 'methods': {}, 'budget': 0.0, 'trials': 0, 'objective': 'nomus',
+      'tune': {'common': {}, 'methods': {}, 'follow': {}, 'budget': 0.0, 'trials': 0, 'objective': 'nomus',
                'seeds': (0,), 'share': 0.5},
       'audit': {'retrained': (0, 1, 2, 3, 4)},
       'cases': dict(cases or {}),

@@ -102,6 +102,9 @@ def prepare(config: config_dict.ConfigDict, workdir: str, *, resume: bool, overw
   found = {case: tasks.load(one, os.path.join(workdir, 'cases', case) if case else workdir)
            for case, one in _cases(config).items()}
   for task in found.values():
+    if not len(task.splits.indices['forget']):
+      raise ValueError(f'config {config.name!r} does not say what is to be forgotten, so there is no '
+                       'retrained model to compare with; experiments.unlearn_checkpoint runs it')
     tuning.check(task)
   workdir_lib.claim(workdir, as_json, overwrite=overwrite)
   for task in found.values():

@@ -20,12 +20,14 @@ from unlearn_jax.train import loop
 
 
 def candidates(config: config_dict.ConfigDict, row: str) -> list[dict[str, Any]]:
-  """The settings that a row may try, in the order in which it tries them.
+  """The settings that a row may try, in the order in which it tries them; none without a grid.
 
   All combinations of `config.tune.common` and of the row's own entry in `config.tune.methods`,
   in an order drawn from the split's seed: a budget that ends early leaves a random search.
   """
   space = {**config.tune.common.to_dict(), **config.tune.methods.get(row, {})}
+  if not space or row in config.tune.follow:
+    return []
   found = [dict(zip(space, values)) for values in itertools.product(*space.values())]
   order = np.random.default_rng(config.split.get('seed', 0)).permutation(len(found))
   return [found[index] for index in order]
@@ -49,10 +51,14 @@ def check(task: tasks.Task) -> None:
   if unknown := set(tune.methods) - set(task.config.rows):
     raise ValueError(f'config.tune.methods names {sorted(unknown)}, rows of this experiment are '
                      f'{list(task.config.rows)}')
+  for row, leader in tune.follow.items():
+    if row not in task.config.rows or leader not in task.config.rows or leader in tune.follow:
+      raise ValueError(f'config.tune.follow: {row!r} cannot follow {leader!r}; both must be rows of '
+                       'this experiment, the second with a grid of its own')
   if enabled(task.config):
     for row in task.config.rows:
       found = candidates(task.config, row)
-      if not found:
+      if not found and {**tune.common, **tune.methods.get(row, {})} and row not in tune.follow:
         raise ValueError(f'{row}: a grid of config.tune has no values')
       for changes in found:
         if unknown := set(changes) - set(config_lib.resolved(task.config, row)):
@@ -102,14 +108,17 @@ def tune(task: tasks.Task) -> dict[str, Any] | None:
             for seed in config.tune.seeds}
   trials, chosen = {}, {}
   for row in config.rows:
+    if not candidates(config, row):
+      continue
     trials[row] = _search(small, row, starts, references, retraining)
     able = [trial for trial in trials[row] if trial['score'] is not None]
     if not able:
       raise ValueError(f'{row}: every one of its {len(trials[row])} trials diverged; give '
                        'config.tune smaller learning rates or a larger budget')
     chosen[row] = objective.best(able, key=lambda trial: trial['score'])['settings']
+  chosen = {row: chosen.get(config.tune.follow.get(row, row), {}) for row in config.rows}
   found = {
-      'objective': config.tune.objective, 'best': objective.best.__name__,
+      'objective': config.tune.objective, 'follow': config.tune.follow.to_dict(), 'best': objective.best.__name__,
       'budget': config.tune.budget, 'trials_per_row': config.tune.trials,
       'seeds': list(config.tune.seeds), 'retraining_seconds': retraining,
       'split_hash': small.splits.hash, 'forget_records': len(small.splits.indices['forget']),

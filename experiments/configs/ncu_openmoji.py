@@ -6,10 +6,11 @@ Command:   python -m experiments.run --config=experiments/configs/ncu_openmoji.p
 Task:      3,944 pictograms and their names, split by base emoji; 30 % of the training pairs carry
            one another's captions. A small CLIP is trained on them for 20 epochs (original), on the
            others alone (retrained), on all with their true captions (contrastive-clean, ceiling).
-Protocol:  Every method that starts from the original has the same number of trials, judged by mean
-           recall on validation pairs. P is the planted rate for all that select pairs, 8 epochs for
-           all but NCU's first stage, as in the paper (2 + 8). Rows of NCU: the paper's and the
-           released reading, and V1 to V4 in the paper's reading. Three training seeds.
+Protocol:  Four trials for every method, judged by mean recall on validation pairs; the ablations V1
+           to V4 take over what NCU chose. P is the planted rate for all that select pairs; 8 epochs,
+           and 2 for NCU's first stage, as in the paper. The batch size (of 64, 128, 256) is the one
+           with the best mean recall on validation pairs of a CLIP on true captions. Both readings
+           of NCU; the ablations in the paper's. Three training seeds, one split.
 Expect:    NCU above continued training, gradient ascent and SoftCLIP in mean recall and zero-shot
            accuracy; see experiments/results/ncu_openmoji.md for what came out.
 Hardware:  2 CPU cores, about an hour; `:smoke` takes a minute.
@@ -40,20 +41,20 @@ METHODS = {
     'ncu-v3': NCU | {'targets': 'false_negatives'},
     'ncu-v4': NCU | {'targets': 'false_positives'},
 }
-RATES = {'learning_rate': (1e-4, 3e-4, 1e-3)}
-STAGES = RATES | {'text_learning_rate': (0.0, 3e-5, 1e-4), 'prompt_learning_rate': (1e-3, 1e-2)}
+RATES = {'learning_rate': (1e-4, 3e-4)}
+STAGES = RATES | {'text_learning_rate': (0.0, 3e-5), 'prompt_learning_rate': (1e-2,)}
 TUNE = {
     'methods': {
-        'contrastive-clean': {'learning_rate': (1e-3,)},  # the recipe of original and retrained
-        'soft_clip': RATES | {'softness': (0.1, 0.3)},
-        'continued': RATES | {'weight_decay': (0.1, 0.2)},
+        'soft_clip': {'learning_rate': (5e-4, 1e-3), 'softness': (0.1, 0.3)},
+        'continued': {'learning_rate': (3e-5, 1e-4, 3e-4, 1e-3)},
         'continued-smoothed': RATES | {'label_smoothing': (0.1, 0.3)},
-        'gradient_ascent': RATES | {'ascent_weight': (0.01, 0.1, 1.0)},
-        'relabelling': RATES | {'weight_decay': (0.1, 0.2)},
-        'ncu-v1': RATES | {'gamma': (0.5, 0.7)},
-        **{row: STAGES for row in ('ncu', 'ncu-release', 'ncu-v2', 'ncu-v3', 'ncu-v4')},
+        'gradient_ascent': RATES | {'ascent_weight': (0.01, 0.1)},
+        'relabelling': {'learning_rate': (3e-5, 1e-4, 3e-4, 1e-3)},
+        'ncu': STAGES,
+        'ncu-release': STAGES,
     },
-    'trials': 6, 'seeds': (0,), 'objective': 'mean_recall',
+    'follow': {f'ncu-v{number}': 'ncu' for number in (1, 2, 3, 4)},
+    'trials': 4, 'seeds': (0,), 'objective': 'mean_recall',
 }
 
 
@@ -62,7 +63,7 @@ def get_config(mode: str = ''):
   if mode not in ('', 'smoke', 'siglip'):
     raise ValueError(f"the config's mode is 'smoke', 'siglip' or nothing, got {mode!r}")
   settings = {'name': 'ncu_openmoji', 'methods': METHODS, 'train': TRAIN, 'tune': TUNE,
-              'model_args': NETWORK, 'batch_size': 256, 'seeds': (0, 1, 2), 'sizes': SIZES}
+              'model_args': NETWORK, 'batch_size': 128, 'seeds': (0, 1, 2), 'sizes': SIZES}
   if mode:
     short = {'epochs': 1.0, 'warmup_steps': 0}
     staged = lambda row: row.startswith('ncu') and row != 'ncu-v1'

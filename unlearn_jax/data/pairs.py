@@ -98,19 +98,46 @@ def split(source: sources.Source, *, sizes: Mapping[str, int | float], seed: int
       ("the forget set is empty") or none but those.
   """
   source.validate()
-  people, number = np.unique(source.identity, return_inverse=True)
-  place = np.argsort(_random.permutation(len(people), seed, 'pairs'))[number]  # of a record's own
-  parts = {name: np.flatnonzero((part.start <= place) & (place < part.stop)) for name, part in
-           splits_lib.deal(sizes, len(people), 'identities', drop_rest, PARTS).items()}
-  train = parts.pop('train', np.zeros(0, np.int64))
+  parts = _deal(source, sizes, seed, drop_rest)
+  train = parts.pop('train')
   source = plant_noise(source, train, noise, seed)
   noisy = source.fields['noisy'][train]
-  indices = {'forget': train[noisy], 'retain': train[~noisy],
-             **{name: parts.get(name, np.zeros(0, np.int64)) for name in PARTS[1:]}}
+  indices = {'forget': train[noisy], 'retain': train[~noisy], **parts}
   splits = splits_lib.Splits(indices, 'pairs', int(seed), 'record', source.name,
                              source.content_hash())
   splits.validate(source)
   return source, splits
+
+
+def unlabelled(source: sources.Source, *, sizes: Mapping[str, int | float], seed: int,
+               drop_rest: bool = False) -> tuple[sources.Source, splits_lib.Splits]:
+  """Deals identities as `split` does, of pairs of which nobody knows which are mismatched.
+
+  Returns:
+    The source, its captions taken for the true ones, and splits whose `forget` is empty: all of the
+    training pairs are `retain`. There is no oracle to be had for them.
+
+  Raises:
+    ValueError: unknown parts, sizes that do not fit the data.
+  """
+  source.validate()
+  parts = _deal(source, sizes, seed, drop_rest)
+  indices = {'forget': np.zeros(0, np.int64), 'retain': parts.pop('train'), **parts}
+  source = dataclasses.replace(source, fields={
+      **source.fields, 'true_caption': np.asarray(source.fields['caption']),
+      'noisy': np.zeros(len(source), bool)})
+  return source, splits_lib.Splits(indices, 'unlabelled', int(seed), 'record', source.name,
+                                   source.content_hash())
+
+
+def _deal(source: sources.Source, sizes, seed: int, drop_rest: bool) -> dict[str, np.ndarray]:
+  """Record indices of every part; empty where a part has no size."""
+  people, number = np.unique(source.identity, return_inverse=True)
+  place = np.argsort(_random.permutation(len(people), seed, 'pairs'))[number]  # of a record's own
+  dealt = splits_lib.deal(sizes, len(people), 'identities', drop_rest, PARTS)
+  parts = {name: dealt.get(name, slice(0, 0)) for name in PARTS}
+  return {name: np.flatnonzero((part.start <= place) & (place < part.stop))
+          for name, part in parts.items()}
 
 
 def steps_per_epoch(n: int, batch_size: int) -> int:

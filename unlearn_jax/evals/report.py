@@ -261,6 +261,8 @@ def _tuning_section(tune) -> render.Section:
                    tuple(chosen)),
       f'Every method was allowed {allowed}. {objective.explanation} Mean over seeds '
       f'{_short(tune["seeds"])}. ' + objective.data.format(records=f'{tune["forget_records"]:,}'),
+      *([f'Ablations take over what another row chose: {_settings(tune["follow"])}.']
+        if tune.get('follow') else ()),
       render.Table(('Method', 'Tried', objective.heading, 'Cost, in retrainings'), tuple(trials),
                    frozenset(strong))))
 

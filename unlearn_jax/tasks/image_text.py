@@ -274,8 +274,10 @@ def load(config, workdir: str) -> ImageText:
   """Reads the pairs, plants noise, builds the model."""
   data = config.data
   source = sources.get(data.name, data_dir=config.data_dir, image_size=data.image_size or None)
-  source, splits = pairs.split(source, **config_lib.split_arguments(config))
-  for name in ('validation', 'test', 'unseen'):
+  split = config_lib.SPLITS['image_text'][config.split.kind]
+  source, splits = split(source, **config_lib.split_arguments(config))
+  held_out = ('validation', 'test', 'unseen') if len(splits.indices['forget']) else ('validation',)
+  for name in held_out:
     if len(splits.indices[name]) < 2:
       raise ValueError(f'config.split.sizes leaves {len(splits.indices[name])} pairs for {name}; '
                        'pairs are judged against one another, so at least two are needed')
