@@ -63,15 +63,20 @@ def unlearn(config: config_dict.ConfigDict, checkpoint: str, workdir: str, *, ro
   directory = tasks.row_directory(task, row, seed)
   unlearned, facts = tasks.train_row(task, row, seed, tasks.row_settings(config, row), original,
                                      directory)
-  changed = convert.save(target, jax.device_get(unlearned), like=checkpoint)
+  after = task.recall(unlearned, 'validation')
+  changed = ()
+  if jax.process_index() == 0:
+    changed = convert.save(target, jax.device_get(unlearned), like=checkpoint)
   found = {'row': row, 'seed': seed, 'checkpoint': target, 'before': before,
-           'after': task.recall(unlearned, 'validation'), 'changed': list(changed), 'facts': facts}
+           'after': after, 'changed': list(changed), 'facts': facts}
   workdir_lib.write_json(os.path.join(workdir, 'recall.json'), found)
   return found
 
 
 def main(_, holders, checkpoint, row, seed, layout) -> None:
   config, workdir = (holder.value for holder in holders[:2])
+  if holders[4].value:  # --distributed
+    jax.distributed.initialize()
   cli.use_compilation_cache()
   try:
     found = unlearn(config, checkpoint.value, workdir, row=row.value, seed=seed.value,

@@ -18,7 +18,8 @@ from unlearn_jax.models import contract
 VARIANT = '-'  # 'dlfd-alone' is a row of its own, run by the method 'dlfd'
 BUILTIN = ('original', 'retrain')
 # Kind of task -> kinds of split, and the sections that only its configs have.
-SPLITS = {'classification': splits.KINDS, 'image_text': {'planted': pairs.split, 'unlabelled': pairs.unlabelled}}
+SPLITS = {'classification': splits.KINDS,
+          'image_text': {'planted': pairs.split, 'unlabelled': pairs.unlabelled}}
 SECTIONS = {
     'classification': {},
     'image_text': {'text': {'prompt_slots': 8, 'eda': (), 'wordnet': '', 'templates': 'imagenet',
@@ -41,8 +42,8 @@ def experiment(*, name: str, data: Mapping[str, Any], split: Mapping[str, Any], 
     name: of the experiment; names its results.
     data: `name` of a source, and any of `label_noise`, `seed`, `image_size`, `augment`, and
       `normalize` (a name in `models.contract.STATISTICS`; pictures stay in [0, 1]).
-    split: `kind` (`identity`, `class`, `random`, `published`; of pairs `planted`, `unlabelled`), `seed`, and that
-      kind's arguments, see `data.splits` and `data.pairs.split`.
+    split: `kind` (`identity`, `class`, `random`, `published`; of pairs `planted`, `unlabelled`),
+      `seed`, and that kind's arguments, see `data.splits` and `data.pairs.split`.
     model: a registered model.
     model_args: its arguments.
     train: the recipe of the original and the retrained model: settings of `retrain` (of pairs:
@@ -89,8 +90,8 @@ def experiment(*, name: str, data: Mapping[str, Any], split: Mapping[str, Any], 
       'seeds': (0, 1, 2),
       'batch_size': 64,
       'forget_batch_size': 0,
-      'tune': {'common': {}, 'methods': {}, 'follow': {}, 'budget': 0.0, 'trials': 0, 'objective': 'nomus',
-               'seeds': (0,), 'share': 0.5},
+      'tune': {'common': {}, 'methods': {}, 'follow': {}, 'budget': 0.0, 'trials': 0,
+               'objective': 'nomus', 'seeds': (0,), 'share': 0.5},
       'audit': {'retrained': (0, 1, 2, 3, 4)},
       'cases': dict(cases or {}),
       'devices': 0,

@@ -118,7 +118,8 @@ def tune(task: tasks.Task) -> dict[str, Any] | None:
     chosen[row] = objective.best(able, key=lambda trial: trial['score'])['settings']
   chosen = {row: chosen.get(config.tune.follow.get(row, row), {}) for row in config.rows}
   found = {
-      'objective': config.tune.objective, 'follow': config.tune.follow.to_dict(), 'best': objective.best.__name__,
+      'objective': config.tune.objective, 'best': objective.best.__name__,
+      'follow': config.tune.follow.to_dict(),
       'budget': config.tune.budget, 'trials_per_row': config.tune.trials,
       'seeds': list(config.tune.seeds), 'retraining_seconds': retraining,
       'split_hash': small.splits.hash, 'forget_records': len(small.splits.indices['forget']),

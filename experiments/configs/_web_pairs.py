@@ -28,6 +28,7 @@ def get(mode: str, *, name: str, layout: str, models: dict[str, str]):
       split={'kind': 'unlabelled', 'seed': 42,
              'sizes': {'train': 0.8, 'validation': 0.2} if smoke else
                       {'train': 0.999, 'validation': 0.001}},
-      model='clip' if smoke else models[mode], model_args={'layout': layout, **(TINY if smoke else {})},
+      model='clip' if smoke else models[mode],
+      model_args={'layout': layout, **(TINY if smoke else {})},
       methods={'ncu': row, 'ncu-release': {**row, 'reading': 'release'}}, budget='original',
       text={'prompt_slots': 4 if smoke else 8}, seeds=(42,), batch_size=8 if smoke else BATCH)

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from experiments import unlearn_checkpoint
-from experiments.configs import ncu_cc12m
 from experiments.configs import ncu_cc3m
+from experiments.configs import ncu_cc12m
 from experiments.configs import ncu_yfcc15m_r
 from unlearn_jax import config as config_lib
 from unlearn_jax import experiment
