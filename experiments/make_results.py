@@ -8,6 +8,7 @@ python -m experiments.make_results --data_dir=DIR [--only=dlfd_omniglot,...] [--
 
 import importlib
 import os
+import shutil
 
 from absl import app
 from absl import flags
@@ -18,13 +19,16 @@ from unlearn_jax import cli
 from unlearn_jax import experiment
 from unlearn_jax import workdir as workdir_lib
 
+RUN, AUDIT = (experiment.run, ('report',)), (auditing.audit, ('audit',))
+# config -> what is done, and which of its products are committed: the first as NAME, others as
+# NAME_PRODUCT.
 CONFIGS = {
-    'digits': experiment.run, 'dlfd_omniglot': experiment.run, 'dlfd_ablation': experiment.run,
-    'dlfd_small_forget': experiment.run, 'dlfd_tradeoff': experiment.run,
-    'audit_omniglot': auditing.audit, 'classification_mnist5k': auditing.audit,
-    'classification_mnist5k:original': auditing.audit, 'classification_omniglot': auditing.audit,
-    'classification_omniglot:original': auditing.audit, 'ncu_openmoji': auditing.audit}
-PRODUCTS = {experiment.run: 'report', auditing.audit: 'audit'}
+    'digits': RUN, 'dlfd_omniglot': RUN, 'dlfd_ablation': RUN, 'dlfd_small_forget': RUN,
+    'dlfd_tradeoff': RUN, 'audit_omniglot': AUDIT, 'classification_mnist5k': AUDIT,
+    'classification_mnist5k:original': AUDIT, 'classification_omniglot': AUDIT,
+    'classification_omniglot:original': AUDIT,
+    'ncu_openmoji': (auditing.audit, ('report', 'audit'))}
+JSON = {'report': 'results.json', 'audit': 'audit.json'}
 
 _DATA_DIR = flags.DEFINE_string('data_dir', '', "Holds Omniglot's two archives; '' downloads them.")
 _RUNS = flags.DEFINE_string('runs', 'runs', 'Work directories go under this one; resumed if there.')
@@ -45,15 +49,14 @@ def main(_):
     config = importlib.import_module(f'experiments.configs.{module}').get_config(mode)
     config.data_dir = _DATA_DIR.value
     workdir = os.path.join(_RUNS.value, name)
-    results = CONFIGS[key](config, workdir, resume=os.path.exists(
-        os.path.join(workdir, 'config.json')))
-    workdir_lib.write_json(os.path.join(_RESULTS.value, f'{name}.json'), results)
-    product = PRODUCTS[CONFIGS[key]]
-    with open(os.path.join(workdir, f'{product}.md')) as source:
-      text = source.read()
-    with open(os.path.join(_RESULTS.value, f'{name}.md'), 'w') as target:
-      target.write(text)
-    print(f'{name}: {os.path.join(workdir, product)}.md')
+    action, products = CONFIGS[key]
+    action(config, workdir, resume=os.path.exists(os.path.join(workdir, 'config.json')))
+    for product in products:
+      target = os.path.join(_RESULTS.value, name if product == products[0] else f'{name}_{product}')
+      workdir_lib.write_json(f'{target}.json',
+                             workdir_lib.read_json(os.path.join(workdir, JSON[product])))
+      shutil.copyfile(os.path.join(workdir, f'{product}.md'), f'{target}.md')
+      print(f'{target}.md')
 
 
 if __name__ == '__main__':

@@ -103,6 +103,23 @@ class TuningTest(parameterized.TestCase):
     _, counts = trials(budget=1e9)
     self.assertEqual(counts, [3, 3])
 
+  def test_a_row_follows_another_and_one_without_a_grid_keeps_its_settings(self):
+    methods = {'finetune': {'epochs': 1.0}, 'finetune-decay': {'epochs': 1.0, 'weight_decay': 0.1},
+               'neg_grad_plus': {'epochs': 1.0, 'learning_rate': 0.007}}
+    tune = {'methods': {'finetune': {'learning_rate': RATES}},
+            'follow': {'finetune-decay': 'finetune'}}
+    found = experiment.run(make(tune, methods=methods), tempfile.mkdtemp())
+    self.assertEqual(set(found['tune']['trials']), {'finetune'})
+    chosen = found['tune']['chosen']['finetune']
+    self.assertEqual(found['tune']['chosen'],
+                     {'finetune': chosen, 'finetune-decay': chosen, 'neg_grad_plus': {}})
+    self.assertEqual(found['settings']['finetune-decay']['learning_rate'], chosen['learning_rate'])
+    self.assertEqual(found['settings']['finetune-decay']['weight_decay'], 0.1)
+    self.assertEqual(found['settings']['neg_grad_plus']['learning_rate'], 0.007)
+    for follow in ({'finetune-decay': 'finetun'}, {'finetune-decay': 'finetune-decay'}):
+      with self.assertRaisesRegex(ValueError, 'config.tune.follow'):
+        experiment.tune(make(tune | {'follow': follow}, methods=methods), tempfile.mkdtemp())
+
   def test_stays_within_the_budget(self):
     clock = iter([0.5, 0.5, 0.5])
     def trial(*_):

@@ -49,6 +49,23 @@ TUNE = {'objective': 'nomus', 'best': 'max', 'budget': 0.5, 'trials_per_row': 0,
         'chosen': {'scrub': {'learning_rate': 0.01}}}
 
 
+def pairs(**changes):
+  """Results of an image-text task: `contrastive-clean`, from other data, scores best."""
+  metrics = {name: 0.5 for _, names, _ in report.TABLES['image_text'] for name in names}
+  names = ('original', 'retrain', 'contrastive-clean', 'ncu', 'ncu-v1')
+  rows = {name: [{'metrics': metrics | {'mean_recall/test': score + seed / 1000}, 'seconds': 2.0,
+                  'compile_seconds': 1.0, 'flops': 3.21e12} for seed in range(2)]
+          for name, score in zip(names, (0.11, 0.22, 0.44, 0.33, 0.31))}
+  return {'config': {'name': 'unit', 'task': 'image_text', 'data': {'name': 'openmoji'},
+                     'split': {'kind': 'planted'}, 'seeds': [0, 1], 'budget': 'original'},
+          'split_hash': '0123', 'tune': {
+              **TUNE, 'objective': 'mean_recall', 'follow': {'ncu-v1': 'ncu'},
+              'trials': {'ncu': TUNE['trials']['scrub']},
+              'chosen': {'ncu': {'learning_rate': 0.01}, 'ncu-v1': {'learning_rate': 0.01}}},
+          'split_sizes': {'forget': 60, 'retain': 120}, 'attribution': 'Pictures of somebody.',
+          **report.summarise(rows)} | changes
+
+
 def read(path):
   with open(path, encoding='utf-8') as file:
     return file.read()
@@ -58,6 +75,21 @@ class ReportTest(parameterized.TestCase):
 
   def directory(self):
     return self.enterContext(tempfile.TemporaryDirectory())
+
+  def test_image_text(self):
+    rng = np.random.default_rng(0)
+    arrays = {(name, 0): {key: rng.normal(size=30) for key in (
+        'forget', 'unseen', 'positive', 'negative', 'top_negative')} for name in pairs()['methods']}
+    text, page = map(read, report.write(pairs(), self.directory(), arrays=arrays))
+    self.assertIn('Best Mean recall of the approximate methods: **ncu** with 0.331', text)
+    for heading in ('Retrieval', 'Classification', 'What is left of the mismatched pairs',
+                    'Which pairs are taken for mismatched', 'Similarities'):
+      self.assertIn(f'## {heading}', text)
+    self.assertIn('| 3.21 |', text)  # TFLOPs
+    self.assertIn('no method is told which', text)
+    self.assertIn('ncu-v1=ncu', text)
+    self.assertNotIn('Forgetting Score', text)
+    self.assertEqual(page.count('<svg'), 3)  # ranking, similarities, losses
 
   def test_both_files_hold_the_numbers(self):
     directory = self.directory()

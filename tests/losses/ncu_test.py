@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from tests.losses import ncu_reference
 from unlearn_jax.losses import ncu
 
 FRACTION = 0.34  # of 6: two pairs, 1 and 3
@@ -190,6 +191,62 @@ class PropertiesTest(parameterized.TestCase):
     image, text, _, scale = random_inputs(8)
     self.assertLess(ncu.hardest_negative(image, text, -text, scale,
                                          forget_fraction=0.25).relation, 1e-10)
+
+
+class ReferenceTest(parameterized.TestCase):
+  """Both losses and their ablations against NumPy, in float64."""
+
+  def given(self):
+    return tuple(np.asarray(x, np.float64) for x in random_inputs(9, seed=4))
+
+  @parameterized.product(reading=ncu.READINGS, opposite=ncu.OPPOSITES)
+  def test_hardest_negative(self, reading, opposite):
+    given = self.given()
+    forget = ncu_reference.forget_pairs(given[0], given[1], given[3], 0.25, reading)
+    expected = ncu_reference.hardest_negative(*given, ~forget, reading=reading, opposite=opposite)
+    with jax.enable_x64(True):
+      out = ncu.hardest_negative(*given, forget_fraction=0.25, reading=reading, opposite=opposite)
+    np.testing.assert_array_equal(out.forget, forget)
+    np.testing.assert_allclose(out.loss, expected, rtol=1e-10)
+
+  @parameterized.product(reading=ncu.READINGS, opposite=ncu.OPPOSITES, targets=ncu.TARGETS)
+  def test_unlearning(self, reading, opposite, targets):
+    given = self.given()
+    v, t, n, s = given
+    forget = ncu_reference.forget_pairs(v, t, s, 0.25, reading)
+    goal = ncu_reference.transport_targets(v, t, n, forget, reading=reading, targets=targets,
+                                           epsilon=0.1)
+    expected = ncu_reference.unlearning(*given, goal, forget, reading=reading, opposite=opposite,
+                                        targets=targets)
+    options = {} if reading == 'release' else {'threshold': 1e-12, 'max_iterations': 5000}
+    with jax.enable_x64(True):
+      out = ncu.unlearning(*given, forget_fraction=0.25, reading=reading, opposite=opposite,
+                           targets=targets, epsilon=0.1, **options)
+    np.testing.assert_array_equal(out.forget, forget)
+    np.testing.assert_allclose(out.loss, expected, rtol=1e-8)
+
+  def test_opposite_by_distance_has_a_gradient_of_0_where_nothing_is_apart(self):
+    v, t, _, s = random_inputs(8)
+    slope = jax.grad(lambda n: ncu.hardest_negative(
+        v, t, n, s, forget_fraction=0.25, opposite='distance').separation)(t)
+    np.testing.assert_array_equal(slope, np.zeros_like(t))
+    out = ncu.hardest_negative(v, t, -t, s, forget_fraction=0.25, opposite='distance')
+    np.testing.assert_allclose(out.separation, 0.0, atol=1e-5)  # 2 - 2
+
+  def test_targets_without_a_column_of_negatives_leave_the_negatives_alone(self):
+    v, t, n, s = random_inputs(8)
+    slope = jax.grad(lambda n: ncu.unlearning(
+        v, t, n, s, forget_fraction=0.25, targets='false_negatives').realign)(n)
+    np.testing.assert_array_equal(slope, np.zeros_like(n))
+    both = jax.grad(lambda n: ncu.unlearning(v, t, n, s, forget_fraction=0.25).realign)(n)
+    self.assertGreater(np.abs(both).max(), 1e-3)
+
+  def test_refuses_unknown_ablations(self):
+    with self.assertRaisesRegex(ValueError, 'opposite is one of relation, distance'):
+      ncu.hardest_negative(*random_inputs(8), forget_fraction=0.25, opposite='far')
+    with self.assertRaisesRegex(ValueError, 'targets is one of both, false_negatives'):
+      ncu.unlearning(*random_inputs(8), forget_fraction=0.25, targets='v3')
+
 
 if __name__ == '__main__':
   absltest.main()

@@ -19,6 +19,8 @@ WHERE = {
     'reference_test': ('retrain', 'finetune', 'neg_grad', 'neg_grad_plus', 'scrub', 'dlfd'),
     'reference_classification_test': ('random_label', 'l1_sparse', 'cf_k', 'eu_k', 'unsir',
                                       'bad_teacher', 'ssd', 'salun'),
+    'reference_image_text_test': ('contrastive', 'continued', 'gradient_ascent', 'relabelling',
+                                  'soft_clip', 'ncu'),
 }
 START = np.array([1.5, -0.8])
 RATE, MOMENTUM, DECAY = 0.3, 0.9, 0.02

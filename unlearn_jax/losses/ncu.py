@@ -126,11 +126,11 @@ def forget_pairs(
 
 def _separation(text, negative, where, opposite, lower, upper) -> jax.Array:
   """L_sep (Eq. 3), or for V2 the mean of 2 - ||t_i - n_i||, whose gradient is 0 at n_i = t_i."""
-  along = jnp.sum(floating(text) * floating(negative), axis=1)
-  if opposite == 'distance':
-    square = 2.0 - 2.0 * along
-    apart = square > 1e-12
+  if opposite == 'distance':  # as 2 - 2 <t_i, n_i> the square would drown in rounding near 0
+    square = jnp.sum((floating(text) - floating(negative))**2, axis=1)
+    apart = square > 0.0
     return masked_mean(2.0 - jnp.where(apart, jnp.sqrt(jnp.where(apart, square, 1.0)), 0.0), where)
+  along = jnp.sum(floating(text) * floating(negative), axis=1)
   return masked_mean(jax.nn.relu(lower - along) + jax.nn.relu(along - upper), where)
 
 

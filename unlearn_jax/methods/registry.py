@@ -123,7 +123,8 @@ def get(name: str) -> Callable[..., types.Method]:
     name: one of `names()`.
 
   Raises:
-    ValueError: an unknown method or setting, with the nearest known one.
+    ValueError: an unknown method or setting, with the nearest known one; recovery, which learns
+      labels, of a method that learns from pairs.
   """
   known = arguments(name)
   factory = METHODS[name]
@@ -138,6 +139,8 @@ def get(name: str) -> Callable[..., types.Method]:
     method = factory(model, **{k: v for k, v in settings.items() if k in accepted})
     if not recover:
       return method
+    if name not in TASKS['classification']:
+      raise ValueError(f'{name} learns from pairs; recover={recover:g} would train on labels')
     return with_recovery(method, model, epochs=recover, learning_rate=recover_learning_rate,
                          retain_steps=settings.get('retain_steps', 100))
 

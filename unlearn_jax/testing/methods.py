@@ -10,12 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from unlearn_jax import types
-from unlearn_jax.evals import run as evals_run
 from unlearn_jax.losses import classification
+from unlearn_jax.methods import registry
 from unlearn_jax.testing import checks as checks_lib
+from unlearn_jax.testing import pairs_toy
 from unlearn_jax.testing import toy
 from unlearn_jax.testing import trees
 
+TOYS = {'classification': toy, 'image_text': pairs_toy}  # kind of task -> its known answer
 RETAIN_DROP = 0.1  # largest fall of the retain accuracy; ours
 SMALL = 5  # a forget set smaller than a batch
 SHORT = 2  # steps of a phase in the runs that only look for what goes wrong at once
@@ -23,8 +25,13 @@ SHORT = 2  # steps of a phase in the runs that only look for what goes wrong at 
 
 def conformance(method_factory: Callable[..., types.Method], *,
                 settings: Mapping[str, Any] | None = None, oracle: bool = False,
-                expects: Mapping[str, str] | None = None) -> list[checks_lib.Failed]:
-  """Runs a method on the toy with a known answer (`toy`) and returns what is wrong with it.
+                expects: Mapping[str, str] | None = None, task: str | None = None
+                ) -> list[checks_lib.Failed]:
+  """Runs a method on a toy with a known answer and returns what is wrong with it.
+
+  A classifier's toy is `toy`. That of image-text pairs is `pairs_toy`: there the records to forget
+  are mismatched pairs, and their accuracy is the share of them that the model still matches; small
+  sets, padding and retained records are not checked (its batches are full, and mix both).
 
   - `finite`: the run ends; all that its steps report and all that it exports is finite.
   - `student moves`: at least one exported parameter differs from the original's.
@@ -34,7 +41,8 @@ def conformance(method_factory: Callable[..., types.Method], *,
   - `retain accuracy`: falls by at most 0.1.
   - `forget data`: other forgotten records give another model.
   - `one record`: a forget set of one record works.
-  - `small batches`: forget batches smaller than retain batches work, with a ragged last one.
+  - `small batches`: forget batches smaller than retain batches work, with a ragged last one; of
+    pairs: smaller batches.
   - `small set`: a forget set smaller than a batch works.
   - `padding`: what stands in rows of mask 0 changes nothing.
   - `retained records`: with nothing to forget (mask 0), no step climbs the loss of retained
@@ -53,25 +61,39 @@ def conformance(method_factory: Callable[..., types.Method], *,
     settings: its keyword arguments; choose short runs that forget.
     oracle: whether it claims to be a retraining from scratch.
     expects: check -> why it is not expected to pass; such checks are not run.
+    task: kind of task, `classification` or `image_text`. None: that of a registered method, and
+      classification for any other.
 
   Returns:
     The failed checks, each with a reason; an exception is the reason of the check that met it.
 
   Raises:
-    ValueError: `expects` names no check.
+    ValueError: `expects` names no check; unknown kind of task.
   """
-  suite = _Suite(method_factory, dict(settings or {}))
+  task = _kind(method_factory) if task is None else task
+  if task not in TOYS:
+    raise ValueError(f'task {task!r}{registry.suggestion(task, TOYS)}')
+  suite = _Suite(method_factory, dict(settings or {}), TOYS[task])
   checks = {
       'finite': suite.finite, 'student moves': suite.student_moves,
       'teacher stays': suite.teacher_stays, 'forget accuracy': suite.forget_accuracy,
       'retain accuracy': suite.retain_accuracy, 'forget data': suite.forget_data,
-      'one record': functools.partial(suite.works, forget=1, forget_batch_size=1),
-      'small batches': functools.partial(suite.works, forget_batch_size=7),
+      'one record': functools.partial(suite.works, **suite.toy.ONE_RECORD),
+      'small batches': functools.partial(suite.works, **suite.toy.SMALL_BATCHES),
       'small set': lambda: trees.not_finite(suite.unaltered),
       'padding': suite.padding, 'retained records': suite.retained_records}
   if oracle:
     checks['fresh start'] = suite.fresh_start
-  return checks_lib.failures(checks, expects or {})
+  return checks_lib.failures(
+      {name: check for name, check in checks.items() if name not in suite.toy.WITHOUT},
+      expects or {})
+
+
+def _kind(factory: Callable) -> str:
+  """The kind of task of a registered method."""
+  plain = inspect.unwrap(factory)
+  return next((kind for kind, known in registry.TASKS.items() if plain in known.values()),
+              'classification')
 
 
 class _Run(NamedTuple):
@@ -88,22 +110,22 @@ class _Run(NamedTuple):
 class _Suite:
   """The checks of one factory; they share the long run."""
 
-  def __init__(self, factory, settings):
-    self.factory, self.settings = factory, settings
+  def __init__(self, factory, settings, toy_module):
+    self.factory, self.settings, self.toy = factory, settings, toy_module
 
   def build(self, model=None, **sizes) -> types.Method:
     parameters = inspect.signature(self.factory).parameters
-    given = toy.context(**sizes)
+    given = self.toy.context(**sizes)
     if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
       accepted = given
     else:
       accepted = {name: value for name, value in given.items() if name in parameters}
-    return self.factory(toy.task().model if model is None else model, **accepted, **self.settings)
+    return self.factory(self.toy.task().model if model is None else model, **accepted, **self.settings)
 
   @functools.cached_property
   def long(self) -> _Run:
     """The whole method, from a copy of the original."""
-    source = jax.tree.map(jnp.copy, toy.original())
+    source = jax.tree.map(jnp.copy, self.toy.original())
     method, seen = self.build(), []
 
     def init(key, variables):
@@ -111,7 +133,7 @@ class _Suite:
       seen.append((frozen, trees.host(frozen), trees.host(state.params)))
       return state, frozen
 
-    result = toy.run(method._replace(init=init), source)
+    result = self.toy.run(method._replace(init=init), source)
     return _Run(result.variables, result.state.params, source, *seen[0])
 
   @functools.cached_property
@@ -122,12 +144,13 @@ class _Suite:
 
   def walk(self, alter=lambda role, fields: fields) -> types.Variables:
     """A few steps of every phase on altered batches."""
-    (method, steps), fed = self.probe, toy.feed(forget=SMALL)
-    state, frozen = method.init(jax.random.key(0), toy.original())
+    (method, steps), fed = self.probe, self.toy.feed(forget=SMALL)
+    state, frozen = method.init(jax.random.key(0), self.toy.original())
     for phase in method.phases:
       state = state if phase.enter is None else phase.enter(state)
       for index in range(min(phase.steps, SHORT)):
-        batch = {role: alter(role, fields) for role, fields in fed[phase.stream](index).items()}
+        batch = jax.tree.map(np.asarray, dict(fed[phase.stream](index)))
+        batch = {role: alter(role, fields) for role, fields in batch.items()}
         state, metrics = steps[phase.step](state, frozen, batch)
         for problem in trees.not_finite(metrics):
           raise FloatingPointError(f'phase {phase.name!r}, step {index + 1}: {problem}')
@@ -142,23 +165,23 @@ class _Suite:
 
   def works(self, **sizes) -> Iterator[str]:
     method = self.build(**sizes)
-    if {phase.stream for phase in method.phases} == {'retain'}:
+    if 'batch_size' not in sizes and {phase.stream for phase in method.phases} == {'retain'}:
       return  # the very run of `finite`
     method = method._replace(phases=tuple(
         phase._replace(steps=min(phase.steps, SHORT)) for phase in method.phases))
-    result = toy.run(method, toy.original(), streams=toy.feed(**sizes),
-                     forget=sizes.get('forget', toy.SIZES['forget']))
+    result = self.toy.run(method, self.toy.original(), streams=self.toy.feed(**sizes),
+                     forget=sizes.get('forget', self.toy.SIZES['forget']))
     yield from trees.not_finite(result.variables)
 
   def student_moves(self) -> Iterator[str]:
-    before, after = trees.flat(toy.original()['params']), trees.flat(self.long.variables['params'])
+    before, after = trees.flat(self.toy.original()['params']), trees.flat(self.long.variables['params'])
     if before.keys() != after.keys():
       yield f'exported {sorted(after)}, the model has {sorted(before)}'
     elif all(np.array_equal(before[name], after[name]) for name in before):
       yield 'every exported parameter equals the original'
 
   def teacher_stays(self) -> Iterator[str]:
-    original = toy.original()
+    original = self.toy.original()
     for what, before, after in (('frozen', self.long.frozen_before, self.long.frozen),
                                 ('the variables given to init', original, self.long.source)):
       yield from (f'{what}: {name} has changed' for name in trees.changed(before, after))
@@ -173,39 +196,36 @@ class _Suite:
           yield from (f"params[{key!r}] was a copy of the original, {name} has been trained"
                       for name in trees.changed(tree, self.long.params[key]))
 
-  def forget_accuracy(self) -> Iterator[str]:
-    goal = np.mean([_accuracy(variables, 'forget') for variables in toy.retrained()])
-    start = _accuracy(toy.original(), 'forget')
-    found = _accuracy(self.long.variables, 'forget')
+  def forgetself.toy.accuracy(self) -> Iterator[str]:
+    goal = np.mean([self.toy.accuracy(variables, 'forget') for variables in self.toy.retrained()])
+    start = self.toy.accuracy(self.toy.original(), 'forget')
+    found = self.toy.accuracy(self.long.variables, 'forget')
     if not abs(found - goal) < abs(start - goal):
       yield (f'{found:.3f} is no nearer to the {goal:.3f} of retrained models than the {start:.3f} '
              'of the original')
 
-  def retain_accuracy(self) -> Iterator[str]:
-    start = _accuracy(toy.original(), 'retain')
-    found = _accuracy(self.long.variables, 'retain')
+  def retainself.toy.accuracy(self) -> Iterator[str]:
+    start = self.toy.accuracy(self.toy.original(), 'retain')
+    found = self.toy.accuracy(self.long.variables, 'retain')
     if not found >= start - RETAIN_DROP:
       yield f'{found:.3f}, the original has {start:.3f}: it may fall by {RETAIN_DROP}'
 
   def forget_data(self) -> Iterator[str]:
-    def other(role, fields):
-      return _other_records(fields, fields['mask'] > 0) if role == 'forget' else fields
-
-    if not any(trees.changed(self.unaltered, self.walk(other))):
+    if not any(trees.changed(self.unaltered, self.walk(self.toy.other_forgotten))):
       yield 'forgetting other records gives the same model: it does not look at them'
 
   def padding(self) -> Iterator[str]:
     def other(role, fields):
       del role
-      return _other_records(fields, fields['mask'] == 0)
+      return self.toy.other_records(fields, fields['mask'] == 0)
 
     for name, difference in trees.differences(self.unaltered, self.walk(other)):
       if not difference <= 1e-5:
         yield f'{name} differs by {difference:.1g} when only rows of mask 0 do'
 
   def retained_records(self) -> Iterator[str]:
-    (method, steps), fed = self.probe, toy.feed(forget=SMALL)
-    state, frozen = method.init(jax.random.key(0), toy.original())
+    (method, steps), fed = self.probe, self.toy.feed(forget=SMALL)
+    state, frozen = method.init(jax.random.key(0), self.toy.original())
     seen = set()
     for phase in method.phases:
       state = state if phase.enter is None else phase.enter(state)
@@ -231,10 +251,10 @@ class _Suite:
                f'be forgotten (cosine {slope / size:.2f})')
 
   def fresh_start(self) -> Iterator[str]:
-    for name, model in (('mlp', toy.task().model), ('nested network', toy.nested())):
+    for name, model in self.toy.networks().items():
       method = self.build(model=model)
       # No leaf of the second source equals the first one's, biases included.
-      sources = [model.init(jax.random.key(1), toy.task().example)]
+      sources = [model.init(jax.random.key(1), self.toy.task().example)]
       sources.append(jax.tree.map(lambda leaf: leaf + 0.5, trees.host(sources[0])))
       first, second = (method.init(jax.random.key(0), source)[0].params for source in sources)
       for leaf in trees.changed(first, second):
@@ -242,22 +262,6 @@ class _Suite:
       other = method.init(jax.random.key(3), sources[0])[0].params
       if not list(trees.changed(first, other)):
         yield f'{name}: two keys give the same initialisation'
-
-
-def _accuracy(variables: types.Variables, split: str) -> float:
-  fields = toy.fields(split)
-  logits = evals_run.predict(toy.task().model.apply, variables, fields, names=('logits',))['logits']
-  return float(np.mean(classification.accuracy(logits, fields['label'])))
-
-
-def _other_records(fields, rows) -> dict[str, np.ndarray]:
-  """The batch with other pictures and labels where `rows` is true."""
-  changed = dict(fields)
-  for name in ('image', 'label'):
-    pool = toy.fields('unseen')[name][:len(rows)]
-    where = rows.reshape((-1,) + (1,) * (pool.ndim - 1))
-    changed[name] = np.where(where, pool, fields[name]).astype(fields[name].dtype)
-  return changed
 
 
 def _disturbed(params):

@@ -20,6 +20,7 @@ from unlearn_jax.data import splits as splits_lib
 from unlearn_jax.data import streams
 from unlearn_jax.evals import privacy
 from unlearn_jax.evals import run as evals_run
+from unlearn_jax.losses import classification
 from unlearn_jax.train import loop
 from unlearn_jax.train import sharding
 
@@ -29,6 +30,10 @@ CLASSES = 4
 SEPARATION = 0.7
 BATCH = 20
 RETRAINED = 5
+# What the conformance suite asks for: sizes of its runs, and its checks that say nothing here.
+ONE_RECORD = {'forget': 1, 'forget_batch_size': 1}
+SMALL_BATCHES = {'forget_batch_size': 7}
+WITHOUT = ()
 # The recipe of original and retrained models: about a second each.
 RECIPE = {'epochs': 40.0, 'learning_rate': 0.1, 'momentum': 0.9, 'weight_decay': 1e-4}
 
@@ -171,3 +176,28 @@ def outputs(variables: types.Variables) -> Outputs:
   """Logits, features and labels of a model on every split."""
   return {split: {**evals_run.predict(task().model.apply, variables, fields(split)),
                   'label': fields(split)['label']} for split in SIZES}
+
+
+def accuracy(variables: types.Variables, split: str) -> float:
+  """Share of a split's points that get their label, wrong or not."""
+  logits = evals_run.predict(task().model.apply, variables, fields(split), names=('logits',))
+  return float(np.mean(classification.accuracy(logits['logits'], fields(split)['label'])))
+
+
+def networks() -> dict[str, types.Model]:
+  """What an oracle must start afresh in every leaf."""
+  return {'mlp': task().model, 'nested network': nested()}
+
+
+def other_records(inputs: types.Inputs, rows: np.ndarray) -> dict[str, np.ndarray]:
+  """Fields of a batch with other pictures and labels where `rows` is true."""
+  changed = dict(inputs)
+  for name, pool in fields('unseen').items():
+    where = rows.reshape((-1,) + (1,) * (pool.ndim - 1))
+    changed[name] = np.where(where, pool[:len(rows)], inputs[name]).astype(inputs[name].dtype)
+  return changed
+
+
+def other_forgotten(role: str, inputs: types.Inputs) -> types.Inputs:
+  """The fields of a role with other records in the place of those to forget."""
+  return other_records(inputs, inputs['mask'] > 0) if role == 'forget' else inputs
