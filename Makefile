@@ -37,7 +37,7 @@ test: $(VENV)/test.stamp
 test-slow: $(VENV)/all.stamp
 	$(PYTEST) -m 'slow or not slow' $(PYTEST_ARGS)
 
-results: $(VENV)/core.stamp
+results: $(VENV)/results.stamp
 	$(RUN) -m experiments.make_results --data_dir='$(DATA_DIR)'
 
 bench: $(VENV)/bench.stamp
@@ -68,6 +68,11 @@ $(VENV)/test.stamp: $(INSTALLED_BY) | $(VENV)/bin/python
 	@$(PIP) -e '.[test]'
 	@touch $@ $(VENV)/core.stamp
 
+$(VENV)/results.stamp: $(INSTALLED_BY) | $(VENV)/bin/python
+	@echo '==> installing unlearn_jax with what the experiments need (one to three minutes the first time)'
+	@$(PIP) -e '.[audit,clip,openmoji]'
+	@touch $@ $(VENV)/core.stamp
+
 $(VENV)/bench.stamp: $(INSTALLED_BY) | $(VENV)/bin/python
 	@echo '==> installing unlearn_jax with PyTorch and POT (several minutes the first time)'
 	@$(PIP) -e '.[bench]'
@@ -76,4 +81,4 @@ $(VENV)/bench.stamp: $(INSTALLED_BY) | $(VENV)/bin/python
 $(VENV)/all.stamp: $(INSTALLED_BY) | $(VENV)/bin/python
 	@echo '==> installing unlearn_jax with all extras, PyTorch included (several minutes the first time)'
 	@$(PIP) -e '.[all]'
-	@touch $@ $(VENV)/bench.stamp $(VENV)/test.stamp $(VENV)/core.stamp
+	@touch $@ $(VENV)/bench.stamp $(VENV)/results.stamp $(VENV)/test.stamp $(VENV)/core.stamp

@@ -13,6 +13,7 @@ from unlearn_jax import types
 from unlearn_jax.losses import baselines
 from unlearn_jax.losses import classification
 from unlearn_jax.methods import base
+from unlearn_jax.testing import pairs_toy
 from unlearn_jax.testing import toy
 
 # Short settings that forget the toy; chosen on it, and good for nothing else.
@@ -36,6 +37,18 @@ SETTINGS = {
     'salun': {'epochs': 5, 'learning_rate': 0.02},
     'dlfd': DLFD,
 }
+PAIRS = {'epochs': 10.0, 'learning_rate': 3e-3, 'weight_decay': 0.02}
+SELECTS = PAIRS | {'forget_fraction': 0.25}
+NCU = SELECTS | {'epochs': 8.0, 'negative_epochs': 4.0, 'warmup_steps': 0,
+                 'text_learning_rate': 1e-3, 'prompt_learning_rate': 1e-2, 'frozen_text_blocks': 1}
+PAIRS_SETTINGS = {
+    'contrastive': dict(pairs_toy.RECIPE),
+    'continued': PAIRS,
+    'gradient_ascent': SELECTS | {'ascent_weight': 0.1},
+    'relabelling': SELECTS,
+    'soft_clip': dict(pairs_toy.RECIPE),
+    'ncu': NCU,
+}
 BLIND = 'it reads retained data only'
 EXPECTS = {
     'retrain': {'forget data': BLIND},
@@ -44,6 +57,8 @@ EXPECTS = {
     'eu_k': {'forget data': BLIND},
     'finetune': {'forget data': BLIND,
                  'forget accuracy': 'the training loss is near 0: hardly anything moves'},
+    'contrastive': {'forget data': BLIND},
+    'continued': {'forget accuracy': 'it goes on learning the mismatched pairs'},
 }
 SLOW = {
     'dlfd': (DLFD, {}),
@@ -55,17 +70,18 @@ SLOW = {
 CHECKS = ('finite', 'student moves', 'teacher stays', 'forget accuracy', 'retain accuracy',
           'forget data', 'one record', 'small batches', 'small set', 'padding',
           'retained records')
+PAIRS_CHECKS = tuple(name for name in CHECKS if name not in pairs_toy.WITHOUT)
 
 
-def failed(factory, settings=None, *, only=CHECKS, oracle=False):
+def failed(factory, settings=None, *, only=CHECKS, among=CHECKS, **options):
   """check -> reason of the failed checks, among those asked for."""
-  expects = {name: 'not asked for here' for name in CHECKS if name not in only}
-  return dict(testing.conformance(factory, settings=settings, oracle=oracle, expects=expects))
+  expects = {name: 'not asked for here' for name in among if name not in only}
+  return dict(testing.conformance(factory, settings=settings, expects=expects, **options))
 
 
 class RegisteredMethodsTest(parameterized.TestCase):
 
-  @parameterized.parameters(*(name for name in methods.names() if name != 'dlfd'))
+  @parameterized.parameters(*(name for name in methods.names('classification') if name != 'dlfd'))
   def test_conforms(self, name):
     found = failed(methods.get(name), SETTINGS[name], oracle=name == 'retrain')
     self.assertEqual(found.keys(), EXPECTS.get(name, {}).keys(), found)
@@ -82,8 +98,15 @@ class RegisteredMethodsTest(parameterized.TestCase):
     found = failed(methods.get(case.split()[0]), settings)
     self.assertEqual(found.keys(), expects.keys(), found)
 
+  @parameterized.parameters(*methods.names('image_text'))
+  def test_pairs_conform(self, name):
+    found = failed(methods.get(name), PAIRS_SETTINGS[name], among=PAIRS_CHECKS, only=PAIRS_CHECKS,
+                   oracle=name == 'contrastive')
+    self.assertEqual(found.keys(), EXPECTS.get(name, {}).keys(), found)
+
   def test_every_registered_method_is_here(self):
-    self.assertEqual(set(SETTINGS), set(methods.names()))
+    self.assertEqual(set(SETTINGS), set(methods.names('classification')))
+    self.assertEqual(set(PAIRS_SETTINGS), set(methods.names('image_text')))
 
   def test_what_is_expected_is_not_run(self):
     ran = []

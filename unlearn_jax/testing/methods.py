@@ -120,7 +120,8 @@ class _Suite:
       accepted = given
     else:
       accepted = {name: value for name, value in given.items() if name in parameters}
-    return self.factory(self.toy.task().model if model is None else model, **accepted, **self.settings)
+    model = self.toy.task().model if model is None else model
+    return self.factory(model, **accepted, **self.settings)
 
   @functools.cached_property
   def long(self) -> _Run:
@@ -170,11 +171,12 @@ class _Suite:
     method = method._replace(phases=tuple(
         phase._replace(steps=min(phase.steps, SHORT)) for phase in method.phases))
     result = self.toy.run(method, self.toy.original(), streams=self.toy.feed(**sizes),
-                     forget=sizes.get('forget', self.toy.SIZES['forget']))
+                          forget=sizes.get('forget', self.toy.SIZES['forget']))
     yield from trees.not_finite(result.variables)
 
   def student_moves(self) -> Iterator[str]:
-    before, after = trees.flat(self.toy.original()['params']), trees.flat(self.long.variables['params'])
+    before, after = (trees.flat(variables['params'])
+                     for variables in (self.toy.original(), self.long.variables))
     if before.keys() != after.keys():
       yield f'exported {sorted(after)}, the model has {sorted(before)}'
     elif all(np.array_equal(before[name], after[name]) for name in before):
@@ -196,7 +198,7 @@ class _Suite:
           yield from (f"params[{key!r}] was a copy of the original, {name} has been trained"
                       for name in trees.changed(tree, self.long.params[key]))
 
-  def forgetself.toy.accuracy(self) -> Iterator[str]:
+  def forget_accuracy(self) -> Iterator[str]:
     goal = np.mean([self.toy.accuracy(variables, 'forget') for variables in self.toy.retrained()])
     start = self.toy.accuracy(self.toy.original(), 'forget')
     found = self.toy.accuracy(self.long.variables, 'forget')
@@ -204,7 +206,7 @@ class _Suite:
       yield (f'{found:.3f} is no nearer to the {goal:.3f} of retrained models than the {start:.3f} '
              'of the original')
 
-  def retainself.toy.accuracy(self) -> Iterator[str]:
+  def retain_accuracy(self) -> Iterator[str]:
     start = self.toy.accuracy(self.toy.original(), 'retain')
     found = self.toy.accuracy(self.long.variables, 'retain')
     if not found >= start - RETAIN_DROP:
