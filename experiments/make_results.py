@@ -27,7 +27,7 @@ CONFIGS = {
     'dlfd_tradeoff': RUN, 'audit_omniglot': AUDIT, 'classification_mnist5k': AUDIT,
     'classification_mnist5k:original': AUDIT, 'classification_omniglot': AUDIT,
     'classification_omniglot:original': AUDIT,
-    'ncu_openmoji': (auditing.audit, ('report', 'audit'))}
+    'ncu_openmoji': (auditing.audit, ('report', 'audit')), 'ncu_partial': RUN}
 JSON = {'report': 'results.json', 'audit': 'audit.json'}
 
 _DATA_DIR = flags.DEFINE_string('data_dir', '', "Holds Omniglot's two archives; '' downloads them.")

@@ -11,6 +11,7 @@ import pytest
 
 from experiments import make_results
 from experiments.configs import dlfd_omniglot
+from experiments.configs import ncu_openmoji
 from unlearn_jax import config as config_lib
 from unlearn_jax import experiment
 
@@ -54,6 +55,9 @@ class ConfigsTest(parameterized.TestCase):
     with open(EXPERIMENTS / 'results' / 'dlfd_omniglot.json') as file:
       chosen = json.load(file)['tune']['chosen']
     self.assertEqual(dlfd_omniglot.CHOSEN, chosen)
+    with open(EXPERIMENTS / 'results' / 'ncu_openmoji.json') as file:
+      chosen = json.load(file)['tune']['chosen']
+    self.assertEqual(ncu_openmoji.CHOSEN, {row: chosen[row] for row in ncu_openmoji.CHOSEN})
 
 
 if __name__ == '__main__':

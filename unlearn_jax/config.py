@@ -22,8 +22,8 @@ SPLITS = {'classification': splits.KINDS,
           'image_text': {'planted': pairs.split, 'unlabelled': pairs.unlabelled}}
 SECTIONS = {
     'classification': {},
-    'image_text': {'text': {'prompt_slots': 8, 'eda': (), 'wordnet': '', 'templates': 'imagenet',
-                            'candidates': 64}}}
+    'image_text': {'text': {'prompt_slots': 8, 'share': 1.0, 'eda': (), 'wordnet': '',
+                            'templates': 'imagenet', 'candidates': 64}}}
 
 
 def experiment(*, name: str, data: Mapping[str, Any], split: Mapping[str, Any], model: str,
@@ -61,7 +61,8 @@ def experiment(*, name: str, data: Mapping[str, Any], split: Mapping[str, Any], 
     cases: case -> nested changes of this config: the experiment is run once per case.
     task: kind of task, `classification` or `image_text`; it decides which methods, splits and
       metrics there are, and by which method original and retrained model are trained.
-    text: of image-text tasks: `prompt_slots`, the length of a negative prompt; `eda`, operations
+    text: of image-text tasks: `prompt_slots`, the length of a negative prompt; `share` of the
+      training pairs that is at hand when a trained model unlearns; `eda`, operations
       that change negative captions (see `data.text_transforms`), and `wordnet`, the directory of
       their synonyms; `templates` of zero-shot prompts; `candidates`, how many other captions a
       pair's own competes with in losses and audits.

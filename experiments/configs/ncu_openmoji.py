@@ -57,6 +57,12 @@ TUNE = {
     'trials': 4, 'seeds': (0,), 'objective': 'mean_recall',
 }
 
+# What tuning chose in this experiment; ncu_partial.py starts from here.
+CHOSEN = {
+    'continued': {'learning_rate': 1e-4},
+    'ncu': {'learning_rate': 3e-4, 'text_learning_rate': 0.0, 'prompt_learning_rate': 1e-2},
+}
+
 
 def get_config(mode: str = ''):
   """`mode` is '', 'smoke', or 'siglip': the smoke run with a tower in SigLIP's layout."""

@@ -162,6 +162,37 @@ class SplitTest(absltest.TestCase):
         pairs.split(made(), sizes=sizes, seed=0, noise=noise)
 
 
+class PortionTest(absltest.TestCase):
+
+  def test_portions_are_nested_and_leave_held_out_pairs_alone(self):
+    _, splits = pairs.split(made(), sizes=SIZES, seed=0, noise=0.3)
+    train = lambda splits: np.concatenate([splits.indices[name] for name in ('retain', 'forget')])
+    small, large = (pairs.portion(splits, share, 5) for share in (0.25, 0.5))
+    self.assertLen(train(large), round(0.5 * len(train(splits))))
+    self.assertContainsSubset(train(small), train(large))
+    for name in ('retain', 'forget'):
+      self.assertContainsSubset(small.indices[name], splits.indices[name])
+      self.assertNotEmpty(small.indices[name])
+    for name in ('validation', 'test', 'unseen'):
+      np.testing.assert_array_equal(small.indices[name], splits.indices[name])
+    self.assertEqual(pairs.portion(splits, 1.0, 5).hash, splits.hash)
+    for share in (0.0, 1.5):
+      with self.assertRaisesRegex(ValueError, 'share of the training pairs'):
+        pairs.portion(splits, share, 0)
+
+  def test_unlabelled_pairs(self):
+    source, splits = pairs.unlabelled(made(), sizes=SIZES, seed=0)
+    planted, labelled = pairs.split(made(), sizes=SIZES, seed=0, noise=0.3)
+    self.assertEmpty(splits.indices['forget'])
+    self.assertCountEqual(splits.indices['retain'], np.concatenate(
+        [labelled.indices[name] for name in ('retain', 'forget')]))
+    for name in ('validation', 'test', 'unseen'):
+      np.testing.assert_array_equal(splits.indices[name], labelled.indices[name])
+    np.testing.assert_array_equal(source.fields['caption'], planted.fields['true_caption'])
+    np.testing.assert_array_equal(source.fields['true_caption'], source.fields['caption'])
+    self.assertFalse(source.fields['noisy'].any())
+
+
 class StreamTest(absltest.TestCase):
 
   def setUp(self):

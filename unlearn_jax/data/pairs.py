@@ -140,6 +140,26 @@ def _deal(source: sources.Source, sizes, seed: int, drop_rest: bool) -> dict[str
           for name, part in parts.items()}
 
 
+def portion(splits: splits_lib.Splits, share: float, seed: int) -> splits_lib.Splits:
+  """The splits with a share of the training pairs, mismatched and other ones in one draw.
+
+  Args:
+    splits: from `split` or `unlabelled`.
+    share: in (0, 1]; of one seed, a smaller portion is part of a larger one.
+    seed: of the draw.
+
+  Raises:
+    ValueError: a share out of range.
+  """
+  if not 0 < share <= 1:
+    raise ValueError(f'the share of the training pairs must lie in (0, 1], got {share}')
+  train = np.sort(np.concatenate([splits.indices['retain'], splits.indices['forget']]))
+  kept = train[_random.permutation(len(train), seed, 'portion')[:round(share * len(train))]]
+  return dataclasses.replace(splits, indices={
+      **splits.indices, **{name: np.intersect1d(splits.indices[name], kept)
+                           for name in ('retain', 'forget')}})
+
+
 def steps_per_epoch(n: int, batch_size: int) -> int:
   """floor(n / batch_size): contrastive batches are full."""
   return n // batch_size

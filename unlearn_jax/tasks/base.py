@@ -106,12 +106,17 @@ class Task(abc.ABC):
     del models
     return {}
 
+  def for_row(self, row: str) -> 'Task':
+    """The task as a row sees it."""
+    del row
+    return self
+
   def with_splits(self, splits: splits_lib.Splits) -> 'Task':
     return dataclasses.replace(self, splits=splits)
 
   def method(self, row: str, settings: Mapping[str, Any]) -> types.Method:
     """Builds a row's method; raises before any compute if a setting is wrong."""
-    context = dict(self.context)
+    context = dict(self.for_row(row).context)
     if row == 'original':  # the oracle's recipe, on all of the training data
       context['retain_steps'] = context['train_steps']
     name = (registry.trainer(self.config.task) if row in config_lib.BUILTIN else
@@ -134,7 +139,7 @@ def train_row(task: Task, row: str, seed: int, settings: Mapping[str, Any], vari
   Returns:
     The exported variables, and seconds, compile_seconds and steps.
   """
-  method = task.method(row, settings)
+  method, task = task.method(row, settings), task.for_row(row)
   template = jax.eval_shape(
       lambda v: method.export(method.init(jax.random.key(0), v)[0]), variables)
   finished = os.path.join(directory, 'model')

@@ -29,6 +29,7 @@ from unlearn_jax.tasks import base
 from unlearn_jax.train import sharding
 
 EMBEDDINGS = ('image_embedding', 'text_embedding')
+FROM_SCRATCH = ('contrastive', 'soft_clip')  # train before anybody thinks of unlearning
 
 
 class _Tokens:
@@ -75,6 +76,13 @@ class ImageText(base.Task):
 
   def tokenize(self, texts: Sequence[str], slots: int = 0) -> np.ndarray:
     return clip.tokenize(texts, self.context_length, slots)
+
+  def for_row(self, row: str) -> 'ImageText':
+    """A model that is there already unlearns with `config.text.share` of the training pairs."""
+    if row in config_lib.BUILTIN or config_lib.method_of(row) in FROM_SCRATCH:
+      return self
+    return self.with_splits(pairs.portion(self.splits, self.config.text.share,
+                                          self.config.split.seed))
 
   @functools.cached_property
   def texts(self) -> dict[str, pairs.Text]:

@@ -205,16 +205,22 @@ def _trained(role: str, seed: int) -> types.Variables:
   return run(method, random(), seed=seed).variables
 
 
+@functools.cache
+def encoder(tower: str):
+  """One stable `apply` per tower: a compiled forward pass belongs to a function object."""
+  return functools.partial(network().apply, method=f'encode_{tower}')
+
+
 def accuracy(variables: types.Variables, split: str) -> float:
   """Share of a split's pictures that prefer their caption, mismatched or not, to 60 others."""
   source, splits = task()[:2]
   ids = splits.indices[split]
-  encode = lambda method, fields, name: evals_run.predict(
-      functools.partial(task().model.apply, method=method), variables, fields, names=(name,))[name]
+  encode = lambda tower, fields: evals_run.predict(
+      encoder(tower), variables, fields, names=(f'{tower}_embedding',))[f'{tower}_embedding']
   text = lambda ids: tokens(source.fields['caption'][ids])
-  image = encode('encode_image', {'image': source.fields['image'][ids]}, 'image_embedding')
-  own = encode('encode_text', {'text': text(ids)}, 'text_embedding')
-  others = encode('encode_text', {'text': text(splits.indices['validation'])}, 'text_embedding')
+  image = encode('image', {'image': source.fields['image'][ids]})
+  own = encode('text', {'text': text(ids)})
+  others = encode('text', {'text': text(splits.indices['validation'])})
   return float(np.mean(np.sum(image * own, axis=1) > np.max(image @ others.T, axis=1)))
 
 
