@@ -14,6 +14,7 @@ from unlearn_jax import experiment
 from unlearn_jax import methods
 from unlearn_jax import models
 from unlearn_jax.data import sources
+from unlearn_jax.methods import registry
 
 USAGE = """unlearn-jax COMMAND
 
@@ -84,14 +85,17 @@ def main(holders, command: str) -> None:
 
 def listing() -> str:
   """The text of `unlearn-jax list`."""
-  lines = ['methods (config.methods.NAME)']
-  for name in methods.names():
-    summary = methods.get(name).__doc__.splitlines()[0]
-    lines += [f'  {name:<14} {summary}',
-              f'  {"":<14} settings: {", ".join(methods.arguments(name))}']
-  lines += ['', 'models (config.model)', *(f'  {name}' for name in models.names())]
+  lines = []
+  for task in registry.TASKS:
+    lines += [f'methods for {task} tasks (config.methods.NAME)']
+    for name in methods.names(task):
+      summary = methods.get(name).__doc__.splitlines()[0]
+      lines += [f'  {name:<16} {summary}',
+                f'  {"":<16} settings: {", ".join(methods.arguments(name))}']
+    lines += ['']
+  lines += ['models (config.model)', *(f'  {name}' for name in models.names())]
   lines += ['', 'data sets (config.data.name)']
-  lines += [f'  {name:<14} {needs}' for name, needs in sources.NAMES.items()]
+  lines += [f'  {name:<18} {needs}' for name, needs in sources.NAMES.items()]
   return '\n'.join(lines)
 
 

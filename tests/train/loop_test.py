@@ -3,6 +3,7 @@
 import contextlib
 import os
 import tempfile
+import threading
 
 from absl.testing import absltest
 from absl.testing import parameterized
@@ -12,6 +13,7 @@ import numpy as np
 import optax
 
 from unlearn_jax import types
+from unlearn_jax.data import fields
 from unlearn_jax.methods import base
 from unlearn_jax.train import checkpoint
 from unlearn_jax.train import log
@@ -159,6 +161,53 @@ class LoopTest(parameterized.TestCase):
              apply=lambda *_: None, monitor=types.Evaluator('m', run_monitor, 1),
              show_progress=False)
     self.assertLen(seen, 3)  # once to compile, then before steps 0 and 2 of the first phase
+
+  def test_flops_are_those_of_the_steps_taken_on_all_devices(self):
+    rows, width = 64, 32
+    tx = optax.sgd(0.1)
+
+    def objective(params, *, state, frozen, batch, key):
+      del frozen, key
+      return jnp.mean((batch['retain']['x'] @ params['model']['w']) ** 2), ({}, state.collections)
+
+    step = base.gradient_step(objective, tx)
+    made = lambda steps: types.Method(
+        lambda key, variables: (base.initial_state(key, variables, tx), {}),
+        (types.Phase('one', step, steps, 'retain'),), base.export)
+    feed = lambda step: {'retain': {'x': np.ones((rows, width), np.float32)}}
+    count = lambda steps, devices, **kwargs: loop.run(
+        made(steps), {'params': {'w': jnp.ones((width, width))}}, {'retain': feed},
+        key=jax.random.key(0), mesh=sharding.make_mesh(devices), show_progress=False,
+        **kwargs).flops
+    products = 2 * 2 * rows * width**2  # one forward, one backward
+    self.assertBetween(count(3, 1), 3 * products, 3.3 * products)
+    self.assertBetween(count(3, 8), 3 * products, 4.5 * products)  # updates are made on each
+    directory = tempfile.mkdtemp()
+    with checkpoint.Checkpointer(directory) as saved:
+      count(2, 1, checkpointer=saved)
+      again = count(2, 1, checkpointer=saved)  # of a finished run, from its checkpoint
+    np.testing.assert_allclose(again, count(2, 1))
+
+  def test_batches_are_placed_where_they_are_made(self):
+    """In the stream's own thread, which runs ahead: no step waits for decoding or a transfer."""
+    places = []
+
+    def read(rows):
+      places.append((threading.current_thread(), tuple(rows.tolist())))
+      return np.ones((len(rows), 2), np.float32)
+
+    run(feed=lambda step: {'retain': {'x': fields.Lazy((8, 2), np.float32, read)}},
+        mesh=sharding.make_mesh(4))
+    self.assertLen(places, 12 * 4)  # every device's rows once, in every step
+    self.assertNotIn(threading.main_thread(), {thread for thread, _ in places})
+    self.assertEqual({rows for _, rows in places}, {(0, 1), (2, 3), (4, 5), (6, 7)})
+
+  def test_errors_of_placing_reach_the_caller(self):
+    def read(rows):
+      raise OSError('the disk is gone')
+
+    with self.assertRaisesRegex(OSError, 'the disk is gone'):
+      run(feed=lambda step: {'retain': {'x': fields.Lazy((8, 2), np.float32, read)}})
 
   def test_until_stops_a_phase_early(self):
     result = run(method(until=lambda signals: signals['score'] > -2.0))

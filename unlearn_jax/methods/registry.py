@@ -99,12 +99,17 @@ def suggestion(word: str, known) -> str:
 
 
 def arguments(name: str) -> dict[str, inspect.Parameter]:
-  """A method's settings: keyword arguments of its factory without the context, plus `recover`."""
+  """A method's settings: keyword arguments of its factory without the context.
+
+  Those of classification have `recover` and `recover_learning_rate` besides.
+  """
   if name not in METHODS:
     raise ValueError(f'no method is called {name!r}{suggestion(name, METHODS)}')
   parameters = inspect.signature(METHODS[name]).parameters.values()
   found = {p.name: p for p in parameters
            if p.kind is inspect.Parameter.KEYWORD_ONLY and p.name not in CONTEXT}
+  if name not in TASKS['classification']:
+    return found  # recovery learns labels
   found['recover'] = inspect.Parameter('recover', inspect.Parameter.KEYWORD_ONLY, default=0.0,
                                        annotation=float)
   found['recover_learning_rate'] = inspect.Parameter(
@@ -115,9 +120,9 @@ def arguments(name: str) -> dict[str, inspect.Parameter]:
 def get(name: str) -> Callable[..., types.Method]:
   """The factory of a method, `factory(model, **settings) -> Method`.
 
-  Beside its own settings every factory takes `recover` (epochs of training on retained data
-  afterwards, 0 for none) and `recover_learning_rate`. Context that a factory has no use for
-  (`CONTEXT`) is ignored, so that one call serves all.
+  Beside its own settings every factory of classification takes `recover` (epochs of training on
+  retained data afterwards, 0 for none) and `recover_learning_rate`. Context that a factory has no
+  use for (`CONTEXT`) is ignored, so that one call serves all.
 
   Args:
     name: one of `names()`.
@@ -133,14 +138,14 @@ def get(name: str) -> Callable[..., types.Method]:
   @functools.wraps(factory)
   def build(model: types.Model, *, recover: float = 0.0, recover_learning_rate: float = 0.01,
             **settings) -> types.Method:
+    if recover and 'recover' not in known:
+      raise ValueError(f'{name} learns from pairs; recover={recover:g} would train on labels')
     for setting in settings:
       if setting not in known and setting not in CONTEXT:
         raise ValueError(f'{name} has no argument {setting!r}{suggestion(setting, known)}')
     method = factory(model, **{k: v for k, v in settings.items() if k in accepted})
     if not recover:
       return method
-    if name not in TASKS['classification']:
-      raise ValueError(f'{name} learns from pairs; recover={recover:g} would train on labels')
     return with_recovery(method, model, epochs=recover, learning_rate=recover_learning_rate,
                          retain_steps=settings.get('retain_steps', 100))
 

@@ -299,4 +299,9 @@ def load(config, workdir: str) -> ImageText:
                    workdir)
   clip_tokenizer.check_slots(task.texts['negative'](splits.indices['retain'][:8], 0, 0),
                              config.text.prompt_slots)
+  if len(splits.indices['forget']) and not int(config.split.noise * config.batch_size):
+    raise ValueError(f'config.split.noise {config.split.noise:g} of a batch of {config.batch_size} '
+                     'pairs selects none; choose a larger config.batch_size')
+  for row in ('retrain', *config.rows):
+    task.for_row(row).streams(0)  # refuses batches that are larger than the data
   return task
