@@ -41,7 +41,7 @@ METHODS = {
     'ncu-v3': NCU | {'targets': 'false_negatives'},
     'ncu-v4': NCU | {'targets': 'false_positives'},
 }
-RATES = {'learning_rate': (1e-4, 3e-4)}
+RATES = {'learning_rate': (3e-4, 1e-3)}
 STAGES = RATES | {'text_learning_rate': (0.0, 3e-5), 'prompt_learning_rate': (1e-2,)}
 TUNE = {
     'methods': {

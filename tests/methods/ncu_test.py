@@ -172,13 +172,17 @@ class ScheduleTest(parameterized.TestCase):
 
 class ResumeTest(parameterized.TestCase):
 
+  @classmethod
+  def setUpClass(cls):
+    super().setUpClass()
+    context = worlds.image_text().context
+    cls.settings = {name: value for name, value in SETTINGS.items() if name not in context} | {
+        'optimizer': 'adamw', 'learning_rate': 1e-3}
+    cls.whole = worlds.run('ncu', cls.settings)
+
   @parameterized.parameters((0, 2), (1, 0), (1, 2))
   def test_resumed_is_bitwise_uninterrupted(self, number, index):
     """Before, at and after the boundary between the stages; AdamW, whose moments begin anew."""
-    context = worlds.image_text().context
-    settings = {name: value for name, value in SETTINGS.items() if name not in context} | {
-        'optimizer': 'adamw', 'learning_rate': 1e-3}
-
     class Killed(Exception):
       pass
 
@@ -188,18 +192,17 @@ class ResumeTest(parameterized.TestCase):
         if tuple(note['position']) == (number, index):
           raise Killed
 
-    whole = worlds.run('ncu', settings)
     directory = tempfile.mkdtemp()
     with contextlib.closing(Stop(directory)) as saved, self.assertRaises(Killed):
-      worlds.run('ncu', settings, checkpointer=saved, checkpoint_every=1)
+      worlds.run('ncu', self.settings, checkpointer=saved, checkpoint_every=1)
     with checkpoint.Checkpointer(directory) as saved:
       self.assertEqual(tuple(saved.latest()['position']), (number, index))
-      resumed = worlds.run('ncu', settings, checkpointer=saved)
+      resumed = worlds.run('ncu', self.settings, checkpointer=saved)
     self.assertEqual(resumed.steps, 6)
-    self.assertEqual(resumed.flops, whole.flops)
+    self.assertEqual(resumed.flops, self.whole.flops)
     for part in ('params', 'opt_state'):
       jax.tree.map(np.testing.assert_array_equal, flat(getattr(resumed.state, part)),
-                   flat(getattr(whole.state, part)))
+                   flat(getattr(self.whole.state, part)))
 
 
 class BadInputTest(parameterized.TestCase):
