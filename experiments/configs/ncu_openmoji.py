@@ -11,8 +11,8 @@ Protocol:  Four trials for every method, judged by mean recall on validation pai
            and 2 for NCU's first stage, as in the paper. The batch size (of 64, 128, 256) is the one
            with the best mean recall on validation pairs of a CLIP on true captions. Both readings
            of NCU; the ablations in the paper's. Three training seeds, one split.
-Expect:    NCU above continued training, gradient ascent and SoftCLIP in mean recall and zero-shot
-           accuracy; see experiments/results/ncu_openmoji.md for what came out.
+Expect:    in the paper, NCU above continued training, gradient ascent and SoftCLIP; for what came
+           out here see experiments/results/ncu_openmoji.md and the README beside it.
 Hardware:  2 CPU cores, about an hour; `:smoke` takes a minute.
 """
 
@@ -59,8 +59,8 @@ TUNE = {
 
 # What tuning chose in this experiment; ncu_partial.py starts from here.
 CHOSEN = {
-    'continued': {'learning_rate': 1e-4},
-    'ncu': {'learning_rate': 3e-4, 'text_learning_rate': 0.0, 'prompt_learning_rate': 1e-2},
+    'continued': {'learning_rate': 1e-3},
+    'ncu': {'learning_rate': 1e-3, 'text_learning_rate': 0.0, 'prompt_learning_rate': 1e-2},
 }
 
 

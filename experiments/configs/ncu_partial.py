@@ -7,7 +7,7 @@ Task:      that of ncu_openmoji.py. The original has seen all training pairs; a 
            are at hand when it unlearns, the paper's 0.5 to 3 of 3 million.
 Protocol:  The settings that tuning chose with all pairs (ncu_openmoji.py), a shorter warm-up, since
            a sixth of the pairs are three batches. Equal epochs, so fewer steps with fewer pairs.
-Expect:    see experiments/results/ncu_partial.md.
+Expect:    no figure yet: not run but as `:smoke`.
 Hardware:  2 CPU cores, about 15 minutes; `:smoke` takes a minute.
 """
 
