@@ -2,7 +2,10 @@
 
 import os
 
-os.environ.setdefault('XLA_FLAGS', '--xla_force_host_platform_device_count=8')
+# Collectives in a fixed order: where devices outnumber cores, two that may run at once can wait for
+# each other until XLA aborts the process.
+os.environ.setdefault('XLA_FLAGS', '--xla_force_host_platform_device_count=8 '
+                      '--xla_cpu_enable_concurrency_optimized_scheduler=false')
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
 
 import jax
