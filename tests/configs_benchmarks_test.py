@@ -52,7 +52,7 @@ class BenchmarksTest(parameterized.TestCase):
     for mode in ('', 'class', 'smoke', 'class_smoke'):
       config = get(name, mode)
       config_lib.check(config)
-      self.assertEqual(set(config.rows), set(methods.names()) - {'retrain'})
+      self.assertEqual(set(config.rows), set(methods.names('classification')) - {'retrain'})
       self.assertEqual(config.data.name.removesuffix('_fixture'),
                        'svhn_cropped' if name == 'svhn' else name)
       self.assertEqual(config.data.name.endswith('_fixture'), mode.endswith('smoke'))

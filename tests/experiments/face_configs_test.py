@@ -50,7 +50,7 @@ class FaceConfigsTest(parameterized.TestCase):
   @parameterized.parameters(*CONFIGS)
   def test_every_method_is_a_row(self, name):
     config = CONFIGS[name].get_config()
-    self.assertEqual(set(config.rows), set(registry.names()) - {'retrain'})
+    self.assertEqual(set(config.rows), set(registry.names('classification')) - {'retrain'})
     self.assertEqual(config.model, 'resnet18')
     self.assertEqual(config.data.image_size, 128)
     self.assertEqual(set(config.tune.methods), set(config.rows))

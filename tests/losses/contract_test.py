@@ -95,9 +95,17 @@ CASES = {
     'contrastive.similarity': (contrastive.similarity, (X, Y), {}, {}),
     'contrastive.info_nce': (
         contrastive.info_nce, (X, X2, SCALE), {'label_smoothing': 0.1}, {}),
+    'contrastive.gradient_ascent': (
+        contrastive.gradient_ascent, (X, X2, SCALE, IS_FORGET),
+        {'label_smoothing': 0.1, 'weight': 0.5}, {}),
+    'contrastive.relabelling': (contrastive.relabelling, (X, X2, SCALE, IS_FORGET), {}, {}),
+    'contrastive.soft_clip': (
+        contrastive.soft_clip, (X, X2, SCALE),
+        {'softness': 0.3, 'soft_weight': 1.0, 'relation_weight': 0.5}, {}),
     'contrastive.pairwise_sigmoid': (
         contrastive.pairwise_sigmoid, (X, X2, SCALE), {'where': WHERE}, {'opposite': True}),
     'ncu.clean_confidence': (ncu.clean_confidence, (X, X2, SCALE), {}, {'reading': 'release'}),
+    'ncu.forget_pairs': (ncu.forget_pairs, (X, X2, SCALE), {}, {'forget_fraction': 0.25}),
     'ncu.hardest_negative': (
         ncu.hardest_negative, (X, X2, X3, SCALE), {'weight': 10.0, 'lower': -0.7, 'upper': -0.2},
         {'forget_fraction': 0.25}),
@@ -125,7 +133,8 @@ ANY_SHAPE, OWN_DTYPE = ('baselines.l1_norm',), ('baselines.dampen',)
 NAMED = tuple((name.replace('.', '_').replace(':', '_'), *case) for name, case in CASES.items())
 OTT_FREE = tuple(row for row, name in zip(NAMED, CASES) if name.split(':')[0] not in TRANSPORT)
 SHAPED = tuple(row for row, name in zip(NAMED, CASES) if name not in ANY_SHAPE)
-WIDENED = tuple(row for row, name in zip(NAMED, CASES) if name not in OWN_DTYPE)
+SELECTIONS = ('ncu.forget_pairs',)  # booleans
+WIDENED = tuple(row for row, name in zip(NAMED, CASES) if name not in OWN_DTYPE + SELECTIONS)
 VARIANTS = ('with_jit', 'without_jit', 'with_pmap')
 
 
@@ -227,7 +236,7 @@ class PromisesTest(parameterized.TestCase):
       filled = [moving.get(i, a) for i, a in enumerate(arrays)]
       out = loss(*filled, **traced, **static)
       return sum(jnp.sum(leaf) for leaf in jax.tree.leaves(out)
-                 if jnp.issubdtype(leaf.dtype, jnp.floating))
+                 if jnp.issubdtype(leaf.dtype, jnp.floating)) + 0.0  # a selection has none
 
     first = gradient(moving, traced)
     chex.assert_tree_all_finite(first)

@@ -37,7 +37,7 @@ def kept(x: jax.Array, where: jax.Array | None) -> jax.Array:
   """
   if where is None:
     return x
-  rows = (jnp.asarray(where) > 0).reshape((-1,) + (1,) * (x.ndim - 1))
+  rows = jnp.asarray(where).astype(bool).reshape((-1,) + (1,) * (x.ndim - 1))
   return jnp.where(rows, x, jnp.zeros_like(x))
 
 

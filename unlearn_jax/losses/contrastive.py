@@ -90,7 +90,7 @@ def gradient_ascent(
     AssertionError: shapes that do not fit.
   """
   chex.assert_equal_shape_prefix([image, text, forget], 1)
-  forget = jnp.asarray(forget) > 0
+  forget = jnp.asarray(forget).astype(bool)
   retain = info_nce(image, text, logit_scale, label_smoothing=label_smoothing, where=~forget)
   return 2.0 * (retain - weight * info_nce(image, text, logit_scale, where=forget))
 
@@ -118,7 +118,7 @@ def relabelling(
     AssertionError: shapes that do not fit.
   """
   chex.assert_equal_shape_prefix([image, text, forget], 1)
-  forget = jnp.asarray(forget) > 0
+  forget = jnp.asarray(forget).astype(bool)
   places = jnp.arange(len(forget))
   # The next forgotten place after i, around the end of the batch: the nearest in this distance.
   ahead = (places[None, :] - places[:, None] - 1) % len(forget)
@@ -131,7 +131,8 @@ def _soft_divergence(logits: jax.Array, intra: jax.Array, softness) -> tuple[jax
   own = jnp.eye(len(logits), dtype=bool)
   divergence = lambda p, log_q: jnp.mean(jnp.sum(
       jnp.where(p > 0, p * (jnp.log(jnp.where(p > 0, p, 1.0)) - log_q), 0.0), axis=1))
-  target = jax.lax.stop_gradient((1.0 - softness) * own + softness * jax.nn.softmax(intra, axis=1))
+  target = jax.lax.stop_gradient(
+      (1.0 - softness) * own.astype(intra.dtype) + softness * jax.nn.softmax(intra, axis=1))
   rest = jax.lax.stop_gradient(jax.nn.softmax(jnp.where(own, -jnp.inf, intra), axis=1))
   log_rest = jnp.where(own, 0.0, jax.nn.log_softmax(jnp.where(own, -jnp.inf, logits), axis=1))
   return divergence(target, jax.nn.log_softmax(logits, axis=1)), divergence(rest, log_rest)
@@ -205,6 +206,6 @@ def pairwise_sigmoid(
   losses = -jax.nn.log_sigmoid((-signs if opposite else signs) * logits)
   if where is None:
     return jnp.sum(losses) / count
-  weights = (jnp.asarray(where) > 0).astype(logits.dtype)
+  weights = jnp.asarray(where).astype(bool).astype(logits.dtype)
   pairs = weights[:, None] * weights[None, :]
   return jnp.sum(pairs * losses) / jnp.maximum(jnp.sum(weights), 1.0)

@@ -113,8 +113,10 @@ def forget_pairs(
     bool [N]; of equal confidences those that come first.
 
   Raises:
+    AssertionError: shapes that do not fit.
     ValueError: unknown reading, or no pair to forget or to retain.
   """
+  _check(reading, image, text)
   count = int(forget_fraction * image.shape[0])
   if not 0 < count < image.shape[0]:
     raise ValueError(
