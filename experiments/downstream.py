@@ -72,13 +72,9 @@ def prepare(name: str, model: types.Model, variables: types.Variables, *, image_
     pixels: one of `PIXELS`.
     batch_size: pictures, or texts, at a time.
   """
-  mean, deviation = (np.array(values, np.float32) for values in PIXELS[pixels])
-
-  def image_tower(variables, inputs, **kwargs):
-    image = (inputs['image'] - mean) / deviation
-    return model.apply(variables, {'image': image}, method='encode_image', **kwargs)
-
-  text_tower = functools.partial(model.apply, method='encode_text')
+  model = contract.normalized(model, *PIXELS[pixels])
+  image_tower, text_tower = (functools.partial(model.apply, method=f'encode_{tower}')
+                             for tower in ('image', 'text'))
 
   def encode_image(pictures):
     return run.predict(image_tower, variables, {'image': pictures}, batch_size=batch_size,

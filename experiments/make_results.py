@@ -17,7 +17,6 @@ from absl import logging
 from unlearn_jax import auditing
 from unlearn_jax import cli
 from unlearn_jax import experiment
-from unlearn_jax import workdir as workdir_lib
 
 RUN, AUDIT = (experiment.run, ('report',)), (auditing.audit, ('audit',))
 # config -> what is done, and which of its products are committed: the first as NAME, others as
@@ -53,8 +52,7 @@ def main(_):
     action(config, workdir, resume=os.path.exists(os.path.join(workdir, 'config.json')))
     for product in products:
       target = os.path.join(_RESULTS.value, name if product == products[0] else f'{name}_{product}')
-      workdir_lib.write_json(f'{target}.json',
-                             workdir_lib.read_json(os.path.join(workdir, JSON[product])))
+      shutil.copyfile(os.path.join(workdir, JSON[product]), f'{target}.json')
       shutil.copyfile(os.path.join(workdir, f'{product}.md'), f'{target}.md')
       print(f'{target}.md')
 

@@ -52,7 +52,7 @@ def audit(config: config_dict.ConfigDict, workdir: str, *, resume: bool = False,
   retrained = [tasks.anchor(task, 'retrain', seed)[0] for seed in config.audit.retrained]
   originals = [tasks.anchor(task, 'original', seed)[0] for seed in config.seeds]
   unlearned = {row: [tasks.train_row(task, row, seed, results['settings'][row], original,
-                                        tasks.row_directory(task, row, seed))[0]
+                                     tasks.row_directory(task, row, seed))[0]
                      for seed, original in zip(config.seeds, originals)] for row in config.rows}
   apply, data = task.audited()
   os.makedirs(os.path.join(workdir, 'audit'), exist_ok=True)

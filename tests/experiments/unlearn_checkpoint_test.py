@@ -53,10 +53,9 @@ class UnlearnCheckpointTest(parameterized.TestCase):
   def unlearn(self, name):
     config = CONFIGS[name].get_config('smoke')
     config.devices = 1
-    source, before = checkpoint(config, image_heads=1, image_width=64) if name == 'yfcc15m_r' else (
-        checkpoint(config))
-    if name == 'yfcc15m_r':  # OpenAI's names do not tell the heads: 64 wide
-      config.model_args.image_width, config.model_args.image_heads = 64, 1
+    one_head = {'image_width': 64, 'image_heads': 1} if name == 'yfcc15m_r' else {}
+    source, before = checkpoint(config, **one_head)
+    config.model_args.update(one_head)  # OpenAI's names do not tell the heads: 64 wide
     workdir = tempfile.mkdtemp()
     found = unlearn_checkpoint.unlearn(config, source, workdir, row='ncu-release')
     after = convert.read(found['checkpoint'])

@@ -170,10 +170,12 @@ class MeasureTest(absltest.TestCase):
     cls.variables = jax.tree.map(np.asarray, variables)
     cls.metrics, cls.arrays = cls.task.measure(cls.variables)
 
-  def embeddings(self, ids, caption='caption'):
+  def embeddings(self, ids, caption='caption', captions=None):
     source = self.task.source.fields
-    return [np.asarray(x, np.float64) for x in self.task.pair_embeddings(
-        self.variables, ids, tokens(source[caption][ids]))]
+    text = tokens((source[caption] if captions is None else captions)[ids])
+    return [np.asarray(self.task.encode(
+        self.variables, tower, values, f'{tower}_embedding')[0], np.float64)
+            for tower, values in (('image', source['image'][ids]), ('text', text))]
 
   def test_every_metric_has_a_heading(self):
     self.assertContainsSubset(self.metrics, views.METRICS)
@@ -202,14 +204,10 @@ class MeasureTest(absltest.TestCase):
     unit = np.random.default_rng(0).normal(size=(80, 8))
     unit /= np.linalg.norm(unit, axis=1, keepdims=True)
 
-    def known(variables, ids, text):
-      del variables, text
-      true = fields_['picture'][ids]
-      shown = np.asarray([int(caption.split()[-1]) for caption in fields_['caption'][ids]])
-      return unit[true].astype(np.float32), unit[shown].astype(np.float32)
-
-    with mock.patch.object(type(task), 'pair_embeddings', staticmethod(known)):
-      found = task.selection({'params': {'logit_scale': np.log(100.0)}})
+    ids = task.train_ids
+    shown = np.asarray([int(caption.split()[-1]) for caption in fields_['caption'][ids]])
+    found = task.selection(unit[fields_['picture'][ids]].astype(np.float32),
+                           unit[shown].astype(np.float32), np.log(100.0))
     # A batch has more or fewer than its share of 4.
     stream = task.streams(task.config.split.seed)['train']
     counts = [fields_['noisy'][stream(k)['pairs']['id']].sum() for k in range(5)]
@@ -237,8 +235,7 @@ class MeasureTest(absltest.TestCase):
       np.testing.assert_array_equal(given['label'], np.zeros(len(indices[name])))
       logits = run.predict(apply, self.variables, given, names=('logits',))['logits']
       self.assertEqual(logits.shape, (len(indices[name]), 1 + 10))
-      image, text = self.task.pair_embeddings(self.variables, indices[name],
-                                              tokens(caption[indices[name]]))
+      image, text = self.embeddings(indices[name], captions=caption)
       np.testing.assert_allclose(logits[:, 0], scale * np.sum(image * text, axis=1), rtol=1e-4,
                                  atol=1e-4)
       losses = -ncu_reference.log_softmax(logits.astype(np.float64))[:, 0]
@@ -280,7 +277,7 @@ class MeasureTest(absltest.TestCase):
       return evaluate(*parts, **options)
 
     with mock.patch.object(tasks.image_text.linear_probe, 'evaluate', watch):
-      self.task.classify(self.variables)
+      self.task.measure(self.variables)
     self.assertLen(seen, 3)
     for label in seen:
       self.assertGreaterEqual(label.min(), 0)

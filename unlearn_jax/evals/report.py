@@ -28,10 +28,12 @@ TABLES = {
             'Recall at K among the test pairs, with their true captions; mean recall is the mean of '
             'the six. Ties count against the model.')),
         ('Classification', ('zero_shot/top1', 'zero_shot/top5', 'zero_shot/mean_per_class',
-                            'linear_probe/top1', 'linear_probe/validation'), (
+                            'linear_probe/top1', 'linear_probe/validation', 'linear_probe/C',
+                            'linear_probe/converged'), (
             'Test pictures of a named category. Zero-shot: prompts with the names of the '
             'categories. Linear probe: logistic regression on the image tower\'s features, its '
-            'regularisation chosen on validation pictures.')),
+            'regularisation chosen on validation pictures; converged: to a gradient of 1e-6, which '
+            'float32 may miss where the regularisation is weak.')),
         ('What is left of the mismatched pairs', (
             'match/forget', 'match/unseen', 'match/retain', 'match/test', 'mia_auc/unseen',
             'loss_gap'), (

@@ -6,8 +6,31 @@ from typing import Any, NamedTuple
 from unlearn_jax.evals import results as results_lib
 from unlearn_jax.evals import views
 
-# Conventions of image-text tasks.
-_PAIRS = (
+
+def _classification(parts: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+  floors = {}
+  for name in ('benchmark', 'dlfd'):
+    found = dict.fromkeys(results_lib.cell(part, 'retrain', f'forgetting_floor[{name}]')
+                          for part in parts)
+    floors[name] = ', '.join(found) + (' (by case)' if len(found) > 1 else '')
+  return (
+      '**Forgetting Score [benchmark]**: |0.5 - accuracy| of a logistic regression on the loss '
+      'that tells forgotten from unseen records, 10 stratified 90/10 splits; forgotten records '
+      'shuffled and truncated to the number of unseen ones. Ideal: 0. Score of an attack without '
+      f'any signal: {floors["benchmark"]} plus sampling noise. Source: MUFAC/MUCAC benchmark.',
+      '**Forgetting Score [dlfd]**: the same attack without truncation, as the released DLFD code '
+      f'computes it. Score of an attack without any signal: {floors["dlfd"]}, from class imbalance '
+      'alone. The two are different numbers and are never compared with each other.',
+      '**NoMUS**: DLFD Eq. 5, from test accuracy and Forgetting Score [benchmark].',
+      '**Loss attack AUC**: chance that a forgotten record has a smaller loss than an unseen one. '
+      'Ideal: 0.5; above, still remembered; below, over-forgotten.',
+      '**Loss gap**: mean loss of forgotten minus mean loss of unseen records. Ideal: that of '
+      'the retrained model.',
+      '**Retrained**: trained from a fresh initialisation, all layers, same recipe, without the '
+      'forgotten records.')
+
+
+_IMAGE_TEXT = (
     '**Retrained**: trained from a fresh initialisation without the mismatched pairs; it is the '
     'oracle, and has fewer pairs than the others.',
     '**contrastive-clean**, where it stands: trained from scratch with the true captions of all '
@@ -17,6 +40,15 @@ _PAIRS = (
     '**Loss attack AUC**: chance that a mismatched training pair has a smaller loss than a '
     'mismatched pair that no model has seen. Ideal: that of the retrained model, about 0.5.',
     '**FLOPs** are those of the compiled steps, a Sinkhorn solve counted as one iteration.')
+# Kind of task -> what its numbers mean, and what they cannot show.
+CONVENTIONS = {'classification': _classification, 'image_text': lambda parts: _IMAGE_TEXT}
+LIMITS = {
+    'classification': (
+        'The attack sees one number per record, the loss. A score near the floor means that this '
+        'attack finds nothing; stronger, per-record attacks may still find something.',
+        'The Forgetting Score of two identical distributions is about 0.01 to 0.03 with a few '
+        'hundred records of each kind; differences of that size mean nothing.'),
+    'image_text': ()}
 _UNBALANCED = 0.05  # a no-signal floor above this dominates the score
 
 
@@ -101,28 +133,7 @@ def seeds(results: Mapping[str, Any]) -> str:
 
 def conventions(parts: Sequence[Mapping[str, Any]]) -> list[str]:
   """What the numbers mean; `parts` are results that share their metrics."""
-  if views.kind(parts[0]) == 'image_text':
-    return list(_PAIRS)
-  floors = {}
-  for name in ('benchmark', 'dlfd'):
-    found = dict.fromkeys(results_lib.cell(part, 'retrain', f'forgetting_floor[{name}]')
-                          for part in parts)
-    floors[name] = ', '.join(found) + (' (by case)' if len(found) > 1 else '')
-  return [
-      '**Forgetting Score [benchmark]**: |0.5 - accuracy| of a logistic regression on the loss '
-      'that tells forgotten from unseen records, 10 stratified 90/10 splits; forgotten records '
-      'shuffled and truncated to the number of unseen ones. Ideal: 0. Score of an attack without '
-      f'any signal: {floors["benchmark"]} plus sampling noise. Source: MUFAC/MUCAC benchmark.',
-      '**Forgetting Score [dlfd]**: the same attack without truncation, as the released DLFD code '
-      f'computes it. Score of an attack without any signal: {floors["dlfd"]}, from class imbalance '
-      'alone. The two are different numbers and are never compared with each other.',
-      '**NoMUS**: DLFD Eq. 5, from test accuracy and Forgetting Score [benchmark].',
-      '**Loss attack AUC**: chance that a forgotten record has a smaller loss than an unseen one. '
-      'Ideal: 0.5; above, still remembered; below, over-forgotten.',
-      '**Loss gap**: mean loss of forgotten minus mean loss of unseen records. Ideal: that of '
-      'the retrained model.',
-      '**Retrained**: trained from a fresh initialisation, all layers, same recipe, without the '
-      'forgotten records.']
+  return list(CONVENTIONS[views.kind(parts[0])](parts))
 
 
 def limits(parts: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -132,11 +143,7 @@ def limits(parts: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def _limits(results) -> list[str]:
   count = len(results['methods']['retrain']['seconds']['values'])
-  found = [] if views.kind(results) == 'image_text' else [
-      'The attack sees one number per record, the loss. A score near the floor means that this '
-      'attack finds nothing; stronger, per-record attacks may still find something.',
-      'The Forgetting Score of two identical distributions is about 0.01 to 0.03 with a few '
-      'hundred records of each kind; differences of that size mean nothing.']
+  found = list(LIMITS[views.kind(results)])
   if count == 1:
     found.append('One seed: there is no spread and no floor, so no difference in this report can '
                  'be told from noise.')

@@ -17,11 +17,13 @@ import numpy as np
 import unlearn_jax
 from unlearn_jax import config as config_lib
 from unlearn_jax import methods
+from unlearn_jax import models
 from unlearn_jax import types
 from unlearn_jax import workdir as workdir_lib
 from unlearn_jax.data import sources
 from unlearn_jax.data import splits as splits_lib
 from unlearn_jax.methods import registry
+from unlearn_jax.models import contract
 from unlearn_jax.train import checkpoint
 from unlearn_jax.train import loop
 
@@ -45,6 +47,14 @@ class Objective(NamedTuple):
 def cache_dir(config: config_dict.ConfigDict) -> str:
   """Where trained originals and oracles are kept between experiments."""
   return config.cache_dir or sources.cache_dir()
+
+
+def network(config: config_dict.ConfigDict, **arguments) -> types.Model:
+  """The config's model, on pictures normalised as the config says."""
+  model = models.get(config.model, **arguments, **config.model_args.to_dict())
+  if config.data.normalize:
+    model = contract.normalized(model, *contract.STATISTICS[config.data.normalize])
+  return model
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 
 from unlearn_jax import config as config_lib
-from unlearn_jax import models
 from unlearn_jax import types
 from unlearn_jax.data import sources
 from unlearn_jax.data import splits as splits_lib
@@ -15,7 +14,6 @@ from unlearn_jax.evals import classification
 from unlearn_jax.evals import privacy
 from unlearn_jax.evals import run as evals_run
 from unlearn_jax.losses import classification as per_example
-from unlearn_jax.models import contract
 from unlearn_jax.tasks import base
 from unlearn_jax.train import sharding
 
@@ -114,8 +112,6 @@ def load(config, workdir: str) -> Classification:
   source = sources.get(data.name, data_dir=config.data_dir, label_noise=data.label_noise,
                        seed=data.seed, image_size=data.image_size or None)
   splits = splits_lib.KINDS[config.split.kind](source, **config_lib.split_arguments(config))
-  model = models.get(config.model, num_outputs=source.num_classes, **config.model_args.to_dict())
-  if data.normalize:
-    model = contract.normalized(model, *contract.STATISTICS[data.normalize])
+  model = base.network(config, num_outputs=source.num_classes)
   return Classification(config, source, splits, model,
                         sharding.make_mesh(config.devices or None), workdir)

@@ -24,7 +24,6 @@ from unlearn_jax.evals import zero_shot
 from unlearn_jax.losses import ncu
 from unlearn_jax.models import clip
 from unlearn_jax.models import clip_tokenizer
-from unlearn_jax.models import contract
 from unlearn_jax.tasks import base
 from unlearn_jax.train import sharding
 
@@ -77,12 +76,17 @@ class ImageText(base.Task):
   def tokenize(self, texts: Sequence[str], slots: int = 0) -> np.ndarray:
     return clip.tokenize(texts, self.context_length, slots)
 
-  def for_row(self, row: str) -> 'ImageText':
-    """A model that is there already unlearns with `config.text.share` of the training pairs."""
-    if row in config_lib.BUILTIN or config_lib.method_of(row) in FROM_SCRATCH:
-      return self
+  @functools.cached_property
+  def at_hand(self) -> 'ImageText':
+    """The task with `config.text.share` of the training pairs; made once, with its tokens."""
     return self.with_splits(pairs.portion(self.splits, self.config.text.share,
                                           self.config.split.seed))
+
+  def for_row(self, row: str) -> 'ImageText':
+    """A model that is there already unlearns with the pairs that are at hand."""
+    if row in config_lib.BUILTIN or config_lib.method_of(row) in FROM_SCRATCH:
+      return self
+    return self.at_hand
 
   @functools.cached_property
   def texts(self) -> dict[str, pairs.Text]:
@@ -147,20 +151,14 @@ class ImageText(base.Task):
     found = evals_run.predict(self.encoders[tower], variables, {tower: values}, names=names)
     return tuple(found[name] for name in names)
 
-  def pictures(self, split: str) -> tuple[Any, np.ndarray, np.ndarray]:
-    """Of a split: each picture once, its first record's id, and the picture of every record."""
-    ids = self.splits.indices[split]
-    _, first, picture = np.unique(self.source.fields['picture'][ids], return_index=True,
-                                  return_inverse=True)
-    return sources.take(self.source.fields['image'], ids[first]), ids[first], picture
+  def pictures(self, split: str) -> tuple[np.ndarray, np.ndarray]:
+    """Of a split: the place of each picture's first record, and the picture of every record."""
+    picture = self.source.fields['picture'][self.splits.indices[split]]
+    return np.unique(picture, return_index=True, return_inverse=True)[1:]
 
-  def recall(self, variables, split: str) -> dict[str, float]:
-    """Retrieval within a split, with true captions."""
-    images, _, picture = self.pictures(split)
-    image, = self.encode(variables, 'image', images, 'image_embedding')
-    text, = self.encode(variables, 'text', self.texts['true'](self.splits.indices[split]),
-                        'text_embedding')
-    found = retrieval.recall(image, text, picture)
+  def recall(self, split: str, image, text) -> dict[str, float]:
+    """Retrieval within a split, from embeddings of its pictures [P, d] and true captions [N, d]."""
+    found = retrieval.recall(image, text, self.pictures(split)[1])
     return {f'{name}/{split}': value for name, value in found.items()}
 
   def classes(self, variables) -> np.ndarray:
@@ -169,35 +167,46 @@ class ImageText(base.Task):
         lambda tokens: self.encode(variables, 'text', tokens, 'text_embedding')[0],
         self.source.class_names, zero_shot.templates()[self.config.text.templates], self.tokenize)
 
-  def classify(self, variables) -> dict[str, float]:
-    """Zero-shot classification and linear probe of pictures with a class."""
-    found = {}
-    for split in ('train', 'validation', 'test'):
-      ids = self.train_ids if split == 'train' else self.splits.indices[split]
-      ids = ids[self.source.fields['label'][ids] >= 0]
-      images = sources.take(self.source.fields['image'], ids)
-      found[split] = (*self.encode(variables, 'image', images, 'image_embedding', 'features'),
-                      self.source.fields['label'][ids])
-    image, _, label = found['test']
+  def classify(self, variables, train, test) -> dict[str, float]:
+    """Zero-shot classification and linear probe of pictures with a class.
+
+    Args:
+      variables: of the model; validation pictures are encoded here.
+      train: features [N, D] of `train_ids`.
+      test: features and embeddings of the test records.
+    """
+    label = self.source.fields['label']
+    has_class = {split: np.flatnonzero(label[ids] >= 0) for split, ids in (
+        ('train', self.train_ids), *self.splits.indices.items())}
+    validation = self.splits.indices['validation'][has_class['validation']]
+    features, = self.encode(variables, 'image', sources.take(
+        self.source.fields['image'], validation), 'features')
+    test_label = label[self.splits.indices['test'][has_class['test']]]
     probed = linear_probe.evaluate(
-        *(found[split][1:] for split in ('train', 'validation', 'test')),
-        num_classes=self.source.num_classes, strengths=linear_probe.GRID[:7])
+        (train[has_class['train']], label[self.train_ids[has_class['train']]]),
+        (features, label[validation]), (test['features'][has_class['test']], test_label),
+        num_classes=self.source.num_classes)
     shown = ('linear_probe/top1', 'linear_probe/validation', 'linear_probe/C',
              'linear_probe/converged')
-    return {**zero_shot.evaluate(image, self.classes(variables), label),
+    image = test['image_embedding'][has_class['test']]
+    return {**zero_shot.evaluate(image, self.classes(variables), test_label),
             **{name: probed[name] for name in shown}}
 
-  def selection(self, variables) -> dict[str, float]:
-    """Planted noise among the pairs that Eq. 2 of NCU selects in an epoch of training batches."""
+  def selection(self, image, text, logit_scale: float) -> dict[str, float]:
+    """Planted noise among the pairs that Eq. 2 of NCU selects in an epoch of training batches.
+
+    Args:
+      image: embeddings [N, d] of the pictures of `train_ids`.
+      text: of their captions.
+      logit_scale: its logarithm.
+    """
     config, ids = self.config, self.train_ids
-    image, text = self.pair_embeddings(variables, ids, self.texts['caption'](ids))
-    scale = float(np.asarray(variables['params']['logit_scale']))
     order = streams_lib.schedule(self.source, ids, pairs.ROLE, batch_size=config.batch_size,
                                  seed=config.split.seed, full=True)
     chosen, seen = [], []
     for step in range(self.context['train_steps']):
       batch = np.searchsorted(ids, order(step)[0])
-      forget = ncu.forget_pairs(image[batch], text[batch], scale,
+      forget = ncu.forget_pairs(image[batch], text[batch], logit_scale,
                                 forget_fraction=config.split.noise)
       chosen.append(batch[np.asarray(forget)])
       seen.append(batch)
@@ -206,11 +215,6 @@ class ImageText(base.Task):
                                  self.source.fields['noisy'][ids][seen])
     return {'selection/precision': found.precision, 'selection/recall': found.recall,
             'selection/chance': found.chance}
-
-  def pair_embeddings(self, variables, ids, tokens) -> tuple[np.ndarray, np.ndarray]:
-    images = sources.take(self.source.fields['image'], ids)
-    return (self.encode(variables, 'image', images, 'image_embedding')[0],
-            self.encode(variables, 'text', tokens, 'text_embedding')[0])
 
   @functools.cached_property
   def matching(self) -> Callable:
@@ -233,7 +237,7 @@ class ImageText(base.Task):
       own = jnp.sum(image * text, axis=1, keepdims=True)
       logits = jnp.concatenate([own, image @ bank['text_embedding'].T], axis=1)
       return {'logits': jnp.exp(outputs['logit_scale']) * logits,
-              'features': outputs['features']}, variables
+              **{name: outputs[name] for name in (*EMBEDDINGS, 'features')}}, variables
 
     return apply
 
@@ -252,30 +256,40 @@ class ImageText(base.Task):
                            for name, fields in self.matched.items()}
 
   def measure(self, variables):
-    metrics, losses = {}, {}
+    metrics, losses, found = {}, {}, {}
     for split, fields in self.matched.items():
-      logits = evals_run.predict(self.matching, variables, fields, names=('logits',))['logits']
+      found[split] = evals_run.predict(self.matching, variables, fields,
+                                       names=('logits', 'features', *EMBEDDINGS))
+      logits = found[split].pop('logits')
       own = logits[:, :1]
       metrics[f'match/{split}'] = float(np.mean(np.all(logits[:, 1:] < own, axis=1)))
       losses[split] = np.asarray(jax.nn.logsumexp(logits, axis=1) - own[:, 0])
     metrics |= {'mia_auc/unseen': privacy.auc(losses['forget'], losses['unseen']),
                 'loss_gap': float(losses['forget'].mean() - losses['unseen'].mean())}
-    _, ids, _ = self.pictures('test')
-    pairs_found = similarity.distributions(
-        *self.pair_embeddings(variables, ids, self.texts['true'](ids)))
-    metrics |= {**self.recall(variables, 'test'), **similarity.summary(pairs_found),
-                **self.selection(variables)}
+    order = np.argsort(np.concatenate([self.splits.indices[x] for x in ('retain', 'forget')]))
+    train, test = jax.tree.map(lambda *parts: np.concatenate(parts)[order],
+                               found['retain'], found['forget']), found['test']
+    image, text = (test[name] for name in EMBEDDINGS)
+    first, _ = self.pictures('test')
+    similarities = similarity.distributions(image[first], text[first])
+    metrics |= {**self.recall('test', image[first], text), **similarity.summary(similarities),
+                **self.selection(*(train[name] for name in EMBEDDINGS),
+                                 float(np.asarray(variables['params']['logit_scale'])))}
     if self.source.class_names:
-      metrics |= self.classify(variables)
+      metrics |= self.classify(variables, train['features'], test)
     return metrics, {**{name: losses[name] for name in ('forget', 'unseen')},
-                     **pairs_found._asdict()}
+                     **similarities._asdict()}
 
   def for_tuning(self) -> 'ImageText':
     """The task itself: methods are not told what to forget, and trials see validation pairs only."""
     return self
 
   def measure_trial(self, variables):
-    return self.recall(variables, 'validation')
+    ids = self.splits.indices['validation']
+    images = sources.take(self.source.fields['image'], ids[self.pictures('validation')[0]])
+    image, = self.encode(variables, 'image', images, 'image_embedding')
+    text, = self.encode(variables, 'text', self.texts['true'](ids), 'text_embedding')
+    return self.recall('validation', image, text)
 
 
 def load(config, workdir: str) -> ImageText:
@@ -289,9 +303,7 @@ def load(config, workdir: str) -> ImageText:
     if len(splits.indices[name]) < 2:
       raise ValueError(f'config.split.sizes leaves {len(splits.indices[name])} pairs for {name}; '
                        'pairs are judged against one another, so at least two are needed')
-  model = models.get(config.model, **config.model_args.to_dict())
-  if data.normalize:
-    model = contract.normalized(model, *contract.STATISTICS[data.normalize])
+  model = base.network(config)
   if config.text.templates not in zero_shot.templates():
     raise ValueError(f'config.text.templates {config.text.templates!r} is not one of '
                      f'{", ".join(zero_shot.templates())}')

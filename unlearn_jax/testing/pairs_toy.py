@@ -7,7 +7,6 @@ what they carry; trained without them they match none, and test pairs better.
 
 from collections.abc import Mapping
 import functools
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +18,7 @@ from unlearn_jax.data import pairs
 from unlearn_jax.data import sources
 from unlearn_jax.data import splits as splits_lib
 from unlearn_jax.evals import run as evals_run
+from unlearn_jax.testing import toy
 from unlearn_jax.train import loop
 from unlearn_jax.train import sharding
 
@@ -39,25 +39,12 @@ WITHOUT = ('small set', 'padding', 'retained records')
 RECIPE = {'epochs': 15.0, 'learning_rate': 3e-3, 'weight_decay': 0.02}
 
 
-class Task(NamedTuple):
-  """Data, network and context of the toy.
-
-  Attributes:
-    source: all records; `image` float32 [420, 8, 8, 3], `caption` of four words.
-    splits: retain, forget (the mismatched), unseen, validation, test, see `SIZES`.
-    model: two towers.
-    example: one input, for shapes.
-  """
-
-  source: sources.Source
-  splits: splits_lib.Splits
-  model: types.Model
-  example: types.Inputs
-
-
 @functools.cache
-def task(forget: int = SIZES['forget']) -> Task:
-  """The toy, deterministic; with fewer mismatched pairs to `forget` if asked."""
+def task(forget: int = SIZES['forget']) -> toy.Task:
+  """The toy, deterministic; with fewer mismatched pairs to `forget` if asked.
+
+  `image` is float32 [420, 8, 8, 3], a `caption` has four words; the mismatched pairs are `forget`.
+  """
   rng = np.random.default_rng(0)
   count = sum(SIZES.values())
   chosen = rng.choice(THINGS**KINDS, count, replace=False)  # no caption stands twice
@@ -77,7 +64,7 @@ def task(forget: int = SIZES['forget']) -> Task:
   splits = splits_lib.from_ids(source, {**splits.indices,
                                         'forget': splits.indices['forget'][:forget]})
   example = {'image': image[:1], 'text': tokens(source.fields['caption'][:1])}
-  return Task(source, splits, network(), example)
+  return toy.Task(source, splits, network(), example)
 
 
 def tokens(captions: np.ndarray, slots: int = 0) -> np.ndarray:

@@ -41,10 +41,10 @@ Outputs = Mapping[str, Mapping[str, np.ndarray]]  # split -> logits, features, l
 
 
 class Task(NamedTuple):
-  """Data, network and context of the toy.
+  """Data, network and context of a toy.
 
   Attributes:
-    source: all records; `image` float32 [620, 4, 5, 1] in [0, 1].
+    source: all records; here `image` is float32 [620, 4, 5, 1] in [0, 1].
     splits: retain, forget, unseen, validation, test, see `SIZES`.
     model: the network.
     example: one input, for shapes.
