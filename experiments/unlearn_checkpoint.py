@@ -59,11 +59,11 @@ def unlearn(config: config_dict.ConfigDict, checkpoint: str, workdir: str, *, ro
     raise ValueError(f'{checkpoint} is no {config.model} with {config.model_args.to_dict()} on '
                      f'pictures of {task.example["image"].shape[1:]}: {problem}; its own arguments '
                      f'are {spec.model_args}, its pictures have {spec.image_size} pixels')
-  before = task.recall(original, 'validation')
+  before = task.measure_trial(original)
   directory = tasks.row_directory(task, row, seed)
   unlearned, facts = tasks.train_row(task, row, seed, tasks.row_settings(config, row), original,
                                      directory)
-  after = task.recall(unlearned, 'validation')
+  after = task.measure_trial(unlearned)
   changed = ()
   if jax.process_index() == 0:
     changed = convert.save(target, jax.device_get(unlearned), like=checkpoint)
