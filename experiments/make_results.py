@@ -19,6 +19,7 @@ from unlearn_jax import cli
 from unlearn_jax import experiment
 
 RUN, AUDIT = (experiment.run, ('report',)), (auditing.audit, ('audit',))
+BOTH = (auditing.audit, ('report', 'audit'))
 # config -> what is done, and which of its products are committed: the first as NAME, others as
 # NAME_PRODUCT.
 CONFIGS = {
@@ -26,10 +27,13 @@ CONFIGS = {
     'dlfd_tradeoff': RUN, 'audit_omniglot': AUDIT, 'classification_mnist5k': AUDIT,
     'classification_mnist5k:original': AUDIT, 'classification_omniglot': AUDIT,
     'classification_omniglot:original': AUDIT,
-    'ncu_openmoji': (auditing.audit, ('report', 'audit')), 'ncu_partial': RUN}
+    'ncu_openmoji': BOTH, 'ncu_partial': RUN,
+    'ccu_av_digits': BOTH, 'ccu_av_digits:15': BOTH, 'ccu_av_digits:voice': BOTH,
+    'ccu_av_digits:ablation': RUN, 'ccu_av_fsdd': BOTH}
 JSON = {'report': 'results.json', 'audit': 'audit.json'}
 
-_DATA_DIR = flags.DEFINE_string('data_dir', '', "Holds Omniglot's two archives; '' downloads them.")
+_DATA_DIR = flags.DEFINE_string(
+    'data_dir', '', "Holds Omniglot's two archives ('' downloads them) and FSDD's recordings.")
 _RUNS = flags.DEFINE_string('runs', 'runs', 'Work directories go under this one; resumed if there.')
 _ONLY = flags.DEFINE_list('only', list(CONFIGS), 'Which experiments.')
 _RESULTS = flags.DEFINE_string('results', os.path.join(os.path.dirname(__file__), 'results'),

@@ -19,11 +19,14 @@ VARIANT = '-'  # 'dlfd-alone' is a row of its own, run by the method 'dlfd'
 BUILTIN = ('original', 'retrain')
 # Kind of task -> kinds of split, and the sections that only its configs have.
 SPLITS = {'classification': splits.KINDS,
-          'image_text': {'planted': pairs.split, 'unlabelled': pairs.unlabelled}}
+          'image_text': {'planted': pairs.split, 'unlabelled': pairs.unlabelled},
+          'multimodal': splits.KINDS}
 SECTIONS = {
     'classification': {},
     'image_text': {'text': {'prompt_slots': 8, 'share': 1.0, 'eda': (), 'wordnet': '',
-                            'templates': 'imagenet', 'candidates': 64}}}
+                            'templates': 'imagenet', 'candidates': 64}},
+    'multimodal': {'modalities': {'reading': 'shapley', 'stop_on': 'validation', 'stop_every': 10,
+                                  'shadows': 0}}}
 
 
 def experiment(*, name: str, data: Mapping[str, Any], split: Mapping[str, Any], model: str,
@@ -32,7 +35,8 @@ def experiment(*, name: str, data: Mapping[str, Any], split: Mapping[str, Any], 
                tune: Mapping[str, Any] | None = None,
                audit: Mapping[str, Any] | None = None,
                cases: Mapping[str, Mapping[str, Any]] | None = None,
-               task: str = 'classification', text: Mapping[str, Any] | None = None, **settings
+               task: str = 'classification', text: Mapping[str, Any] | None = None,
+               modalities: Mapping[str, Any] | None = None, **settings
                ) -> config_dict.ConfigDict:
   """A locked, typed config.
 
@@ -42,8 +46,8 @@ def experiment(*, name: str, data: Mapping[str, Any], split: Mapping[str, Any], 
     name: of the experiment; names its results.
     data: `name` of a source, and any of `label_noise`, `seed`, `image_size`, `augment`, and
       `normalize` (a name in `models.contract.STATISTICS`; pictures stay in [0, 1]).
-    split: `kind` (`identity`, `class`, `random`, `published`; of pairs `planted`, `unlabelled`),
-      `seed`, and that kind's arguments, see `data.splits` and `data.pairs.split`.
+    split: `kind` (`identity`, `class`, `random`, `owner`, `published`; of pairs `planted`,
+      `unlabelled`), `seed`, and that kind's arguments, see `data.splits` and `data.pairs.split`.
     model: a registered model.
     model_args: its arguments.
     train: the recipe of the original and the retrained model: settings of `retrain` (of pairs:
@@ -59,13 +63,17 @@ def experiment(*, name: str, data: Mapping[str, Any], split: Mapping[str, Any], 
       retained units that plays the forget set.
     audit: `retrained`, the seeds of the retrained models that `unlearn-jax audit` compares with.
     cases: case -> nested changes of this config: the experiment is run once per case.
-    task: kind of task, `classification` or `image_text`; it decides which methods, splits and
-      metrics there are, and by which method original and retrained model are trained.
+    task: kind of task, `classification`, `image_text` or `multimodal`; it decides which methods,
+      splits and metrics there are, and by which method original and retrained model are trained.
     text: of image-text tasks: `prompt_slots`, the length of a negative prompt; `share` of the
       training pairs that is at hand when a trained model unlearns; `eda`, operations
       that change negative captions (see `data.text_transforms`), and `wordnet`, the directory of
       their synonyms; `templates` of zero-shot prompts; `candidates`, how many other captions a
       pair's own competes with in losses and audits.
+    modalities: of multimodal tasks: `reading` of uni-modal accuracies (`evals.multimodal.unimodal`);
+      `stop_on`, the data of CCU's stopping rule (`validation`; `test` is the paper's; '' for none)
+      and `stop_every`, the steps between two looks; `shadows`, how many shadow models the member
+      prediction attack trains (0: only the administrator's attack).
     **settings: the remaining top-level fields, see the code.
 
   Raises:
@@ -103,10 +111,12 @@ def experiment(*, name: str, data: Mapping[str, Any], split: Mapping[str, Any], 
   _update(config.data, data, 'data')
   _update(config.tune, tune or {}, 'tune')
   _update(config.audit, audit or {}, 'audit')
-  if text:
-    if 'text' not in config:
-      raise ValueError(f'config.text belongs to image_text tasks, this is one of {task}')
-    _update(config.text, text, 'text')
+  for section, values, kind in (('text', text, 'image_text'),
+                                ('modalities', modalities, 'multimodal')):
+    if values and section not in config:
+      raise ValueError(f'config.{section} belongs to {kind} tasks, this is one of {task}')
+    if values:
+      _update(config[section], values, section)
   _update(config, settings, '')
   return config.lock()
 

@@ -62,7 +62,7 @@ TUNE = {
 # What tuning chose in this experiment; ncu_partial.py starts from here.
 CHOSEN = {
     'continued': {'learning_rate': 1e-3},
-    'ncu': {'learning_rate': 1e-3, 'text_learning_rate': 0.0, 'prompt_learning_rate': 1e-2},
+    'ncu': {'learning_rate': 1e-3, 'text_learning_rate': 3e-5, 'prompt_learning_rate': 1e-2},
 }
 
 

@@ -107,6 +107,31 @@ class SplitsTest(parameterized.TestCase):
     with self.assertRaisesRegex(ValueError, 'attributes'):
       splits.by_class(attributes, forget_classes=(1,), fractions={'retain': 1.0}, seed=0)
 
+  def test_by_owner(self):
+    held_out = {'validation': 0.1, 'test': 0.2}
+    made = splits.by_owner(self.source, forget_owners=2, fractions=held_out, seed=1)
+    self.assert_partition(made, 160)
+    self.assertEqual(made.unit, 'record')
+    identity = self.source.identity
+    forgotten = set(identity[made.indices['forget']])
+    self.assertLen(forgotten, 2)
+    self.assertEmpty(forgotten & set(identity[made.indices['retain']]))
+    self.assertNotEmpty(forgotten & set(identity[made.indices['test']]))
+    self.assertLen(made.indices['test'], 32)
+    named = splits.by_owner(self.source, forget_owners=sorted(forgotten), fractions=held_out, seed=1)
+    self.assertEqual(named.hash, made.hash)
+    # Others are forgotten, and the held-out records stay the same.
+    other = splits.by_owner(self.source, forget_owners=3, fractions=held_out, seed=1)
+    np.testing.assert_array_equal(other.indices['test'], made.indices['test'])
+
+  def test_by_owner_refuses(self):
+    for owners, fractions, message in (
+        (10, {'test': 0.2}, 'forget_owners must lie in 1 to 9'),
+        (['nobody'], {'test': 0.2}, 'nobody'),
+        (1, {'test': 0.2, 'retain': 0.5}, "'retain' from forget_owners")):
+      with self.assertRaisesRegex(ValueError, message):
+        splits.by_owner(self.source, forget_owners=owners, fractions=fractions, seed=0)
+
   def test_shared_identities(self):
     fractions = {'retain': 1.0}
     for make in (lambda **kw: splits.by_random(self.source, fractions=SHARES, seed=0, **kw),

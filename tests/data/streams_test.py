@@ -91,6 +91,17 @@ class StreamsTest(parameterized.TestCase):
     default = streams.pair(self.source, self.splits, batch_size=10, seed=3)(0)
     self.assertLen(default['forget']['id'], 10)
 
+  def test_repeated_keeps_a_forget_batch_and_draws_retain_batches(self):
+    feed = streams.make(self.source, self.splits, batch_size=8, forget_batch_size=4, seed=3)
+    for step in range(9):
+      got = feed['pair/3'](step)
+      wanted = {'forget': feed['forget'](step // 3), 'retain': feed['retain'](step)}
+      for role in ('forget', 'retain'):
+        for name, value in wanted[role][role].items():
+          np.testing.assert_array_equal(got[role][name], value)
+          np.testing.assert_array_equal(feed['pair/1'](step)[role][name],
+                                        feed['pair'](step)[role][name])
+
   def test_train_is_both(self):
     stream = streams.make(self.source, self.splits, batch_size=10, seed=0)['train']
     both = np.concatenate([self.splits.indices['retain'], self.splits.indices['forget']])

@@ -41,6 +41,52 @@ class NomusTest(parameterized.TestCase):
       classification.nomus(accuracy, score)
 
 
+# CCU's Tables 1 and 2: Acc_all, UPG, Acc_audio and CMSG of CCU, Finetune, NegGrad+, Bad-T, SCRUB
+# and SSD on test data, after the retrained model's accuracies. The accuracies of 15 % are read a
+# column to the left of their headings, which leaves no Acc_all of SSD. All gains are rounded as
+# printed but NegGrad+'s and SCRUB's UPG on AV-MNIST, 15 %: printed -7.4 and -11.0, digits cut off.
+PAPER = {
+    'AV-MNIST 5 %': (0.7074, 0.1579, (
+        (0.7251, 2.5, 0.3087, 95.5), (0.7219, 2.0, 0.2691, 70.4), (0.6397, -9.6, 0.1599, 1.3),
+        (0.6092, -13.9, 0.0913, -42.2), (0.6430, -9.1, 0.1874, 18.7),
+        (0.5287, -25.3, 0.1341, -15.1))),
+    'AV-MNIST 15 %': (0.7104, 0.1361, (
+        (0.7115, 0.2, 0.2944, 116.3), (0.7110, 0.1, 0.2493, 83.2), (0.6574, -7.5, 0.1658, 21.8),
+        (0.6190, -12.9, 0.0982, -27.8), (0.6317, -11.1, 0.2781, 104.3))),
+    'AVE 5 %': (0.5816, 0.2359, (
+        (0.5976, 2.8, 0.2496, 5.8), (0.5859, 0.7, 0.2174, -7.8), (0.5828, 0.2, 0.2382, 1.0),
+        (0.5726, -1.5, 0.2149, -8.9), (0.5424, -6.7, 0.1225, -48.1),
+        (0.4317, -25.8, 0.2310, -2.1))),
+    'AVE 15 %': (0.5707, 0.2246, (
+        (0.6302, 10.4, 0.2960, 31.8), (0.5773, 1.2, 0.2174, -3.2), (0.5429, -4.9, 0.2250, 0.2),
+        (0.4223, -26.0, 0.2065, -8.1), (0.5520, -3.3, 0.0921, -59.0))),
+}
+
+
+class GainsTest(parameterized.TestCase):
+
+  @parameterized.named_parameters((name, *table) for name, table in PAPER.items())
+  def test_the_tables_of_ccu(self, retrained, retrained_audio, rows):
+    for accuracy, upg, audio, cmsg in rows:
+      self.assertEqual(round(classification.upg(accuracy, retrained), 1), upg)
+      self.assertEqual(round(classification.cmsg(audio, retrained_audio), 1), cmsg)
+
+  @parameterized.parameters(classification.upg, classification.cmsg)
+  def test_closed_forms(self, gain):
+    self.assertEqual(gain(0.3, 0.3), 0.0)
+    self.assertEqual(gain(0.0, 0.2), -100.0)
+    self.assertAlmostEqual(gain(1.0, 0.5), 100.0)
+
+  @parameterized.parameters((-0.1, 0.5, '^{}'), (1.1, 0.5, '^{}'), (float('nan'), 0.5, '^{}'),
+                            (0.5, 0.0, '^retrained_{}'), (0.5, 1.5, '^retrained_{}'),
+                            (0.5, float('nan'), '^retrained_{}'), (58.0, 60.0, '^{}'))
+  def test_ranges(self, accuracy, retrained, name):
+    for gain, argument in ((classification.upg, 'test_accuracy'),
+                           (classification.cmsg, 'audio_test_accuracy')):
+      with self.assertRaisesRegex(ValueError, name.format(argument)):
+        gain(accuracy, retrained)
+
+
 class SeparabilityTest(absltest.TestCase):
 
   def test_by_hand(self):

@@ -77,6 +77,17 @@ class RefuseTest(parameterized.TestCase):
     with self.assertRaisesRegex(ValueError, message):
       checks.check_weights('mask', weights)
 
+  def test_anchors(self):
+    checks.check_anchors([0, 1, 1], np.array([1, 0, 0, 2]))
+    checks.check_anchors(np.zeros(0, int), [3])  # nothing to forget
+    for forget, retain, message in (
+        ([0, 5, 7], [0, 1], r'no retained record has class \[5, 7\] \(2 classes\)'),
+        ([1, 1], [1, 1, 1], 'a single class'),
+        ([0.0], [0], 'forget_labels: expected integer classes .*float64'),
+        ([0], [[0, 1]], r'retain_labels: .*\(1, 2\)')):
+      with self.assertRaisesRegex(ValueError, message):
+        checks.check_anchors(forget, retain)
+
   def test_mask(self):
     checks.check_mask(np.eye(3))
     checks.check_mask([[1, 0], [1, 0]], a=[0.5, 0.5], b=[1.0, 0.0])

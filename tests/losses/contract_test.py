@@ -17,6 +17,7 @@ import numpy as np
 
 from unlearn_jax import losses
 from unlearn_jax.losses import baselines
+from unlearn_jax.losses import ccu
 from unlearn_jax.losses import classification
 from unlearn_jax.losses import contrastive
 from unlearn_jax.losses import dlfd
@@ -39,6 +40,7 @@ X2, X3, SCALE = floats(4, 3), floats(4, 3), np.float32(1.5)
 COST = np.abs(floats(4, 5))
 INCOMPETENT, PICTURES, IS_FORGET = floats(4, 3), floats(4, 2, 2, 1), np.array([0, 1, 1, 0], bool)
 IMPORTANCE = np.abs(floats(4, 3))
+SOUND, FORGET_SOUND = floats(4, 2), floats(5, 2)
 TRANSPORT = ('transport.sinkhorn_plan', 'transport.masked_plan', 'transport.released_dlfd_plan',
              'transport.released_ncu_plan', 'ncu.unlearning', 'dlfd.ot_distance',
              'dlfd.perturbation_objective')
@@ -112,6 +114,15 @@ CASES = {
     'ncu.unlearning': (
         ncu.unlearning, (X, X2, X3, SCALE), {'gamma': 0.7, 'epsilon': 0.1, 'threshold': 1e-3},
         {'forget_fraction': 0.25, 'max_iterations': 5}),
+    'ccu.selective_visual_unlearning': (
+        ccu.selective_visual_unlearning, (Y, X, FORGET_SOUND, SOUND, FORGET_CLASSES, CLASSES),
+        {'temperature': 0.7, 'forget_where': FORGET_WHERE, 'retain_where': WHERE},
+        {'reduce': 'sum'}),
+    'ccu.cross_modal_retention': (
+        ccu.cross_modal_retention, (X, X2), {'temperature': 0.7, 'where': WHERE},
+        {'reduce': 'mean'}),
+    'ccu.dual_set_separation': (
+        ccu.dual_set_separation, (X, SOUND, CLASSES), {'temperature': 0.7, 'where': WHERE}, {}),
     'dlfd.ot_distance': (
         dlfd.ot_distance, (X, Y), {'epsilon': 0.1, 'x_where': WHERE, 'y_where': FORGET_WHERE},
         {'max_iterations': 5}),

@@ -1,7 +1,8 @@
 """One suite over every registered method, in the tiny world of its kind of task.
 
-Two tests are for classification alone. `small forget sets`: methods on pairs are given batches in
-which they choose what to forget, full ones always. `attribute labels`: pairs have captions instead.
+`small forget sets` is not for methods on pairs, which are given batches in which they choose what to
+forget, full ones always. `attribute labels` is for classification alone: pairs have captions
+instead, and what is made for two modalities compares classes or reads no labels.
 """
 
 import functools
@@ -46,6 +47,7 @@ PAIRS = {'optimizer': 'sgd', 'epochs': 1.0}
 SELECTS = PAIRS | {'forget_fraction': 0.25}
 STAGES = SELECTS | {'negative_epochs': 1.0, 'warmup_steps': 0, 'frozen_text_blocks': 1,
                     'learning_rate': 1e-3, 'text_learning_rate': 1e-3}
+CCU = {'epochs': 1.0, 'omega': 2, 'final_share': 0.5, 'learning_rate': 0.05}  # four steps
 SHORT |= {
     'contrastive': PAIRS,
     'continued': PAIRS,
@@ -53,6 +55,8 @@ SHORT |= {
     'relabelling': SELECTS,
     'soft_clip': PAIRS,
     'ncu': STAGES,
+    'multi_delete': {'epochs': 2.0, 'optimizer': 'sgd', 'learning_rate': 0.1},
+    'ccu': CCU,
 }
 VARIANTS = {
     'scrub rewind': {**SHORT['scrub'], 'rewind': True},
@@ -67,11 +71,17 @@ VARIANTS = {
     'ncu release': {**STAGES, 'reading': 'release'},
     'ncu written': {**STAGES, 'negative': 'written'},
     'ncu false negatives': {**STAGES, 'targets': 'false_negatives'},
+    'multi_delete adam': {**SHORT['multi_delete'], 'optimizer': 'adam', 'learning_rate': 1e-3},
+    'ccu frozen': {**CCU, 'freeze_other': True},
+    'ccu recover': {**CCU, 'recover': 1.0},
 }
 CASES = {**{name: SHORT.get(name, {}) for name in methods.names()}, **VARIANTS}
-CLASSIFY = tuple(case for case in CASES if worlds.kind_of(case.split()[0]) == 'classification')
-# Leave some parameters as they are: earlier layers, or what their mask or their rules do not select.
-PARTIAL = ('cf_k', 'eu_k', 'ssd', 'salun')
+KINDS = {case: worlds.kind_of(case.split()[0]) for case in CASES}
+CLASSIFY = tuple(case for case in CASES if KINDS[case] == 'classification')
+FORGET_SETS = tuple(case for case in CASES if KINDS[case] != 'image_text')
+# Leave some parameters as they are: earlier layers, or later ones than their losses look at, or what
+# their mask or their rules do not select.
+PARTIAL = ('cf_k', 'eu_k', 'ssd', 'salun', 'multi_delete', 'multi_delete adam', 'ccu', 'ccu frozen')
 # Ablations that take the losses' paths and not the loop's; they take seconds to compile.
 ABLATIONS = ('ncu written', 'ncu false negatives')
 # Adam's first steps magnify the order in which devices add up.
@@ -164,7 +174,7 @@ class ContractTest(parameterized.TestCase):
                  flat(watched(case).result.variables))
     self.assertFalse(any(leaf.is_deleted() for leaf in jax.tree.leaves(source(case))))
 
-  @parameterized.product(case=CLASSIFY, forget=(1, 5))
+  @parameterized.product(case=FORGET_SETS, forget=(1, 5))
   def test_small_forget_sets(self, case, forget):
     result = run(case, forget=forget)
     self.assertTrue(all(np.isfinite(leaf).all() for leaf in flat(result.variables).values()))
@@ -197,7 +207,7 @@ class ContractTest(parameterized.TestCase):
     if case in CLASSIFY:
       one, eight = (run(case, devices=devices, net='cnn') for devices in (1, 8))
       tolerance = {'rtol': 1e-3, 'atol': 1e-4}
-    else:  # a batch of 8 pairs, one per device, compared and selected from as one
+    else:  # a batch of 8 pairs or records, one per device, compared and selected from as one
       one, eight = watched(case).result, run(case, devices=8)
       tolerance = {'rtol': 1e-5, 'atol': 1e-5}
     for name, leaf in flat(one.variables).items():

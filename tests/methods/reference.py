@@ -21,6 +21,8 @@ WHERE = {
                                       'bad_teacher', 'ssd', 'salun'),
     'reference_image_text_test': ('contrastive', 'continued', 'gradient_ascent', 'relabelling',
                                   'soft_clip', 'ncu'),
+    'multi_delete_test': ('multi_delete',),
+    'ccu_test': ('ccu',),
 }
 START = np.array([1.5, -0.8])
 RATE, MOMENTUM, DECAY = 0.3, 0.9, 0.02

@@ -16,6 +16,7 @@ from unlearn_jax.data import splits as splits_lib
 from unlearn_jax.data import streams
 from unlearn_jax.evals import privacy
 from unlearn_jax.methods import registry
+from unlearn_jax.testing import multimodal_toy
 from unlearn_jax.testing import pairs_toy
 from unlearn_jax.train import loop
 from unlearn_jax.train import sharding
@@ -42,6 +43,7 @@ class World(NamedTuple):
 
 
 def kind_of(name: str) -> str:
+  """The kind of task in whose world a method runs: the first that has it."""
   return next(kind for kind, known in registry.TASKS.items() if name in known)
 
 
@@ -80,7 +82,16 @@ def image_text() -> World:
                pairs_toy.feed(batch_size=BATCH))
 
 
-WORLDS = {'classification': classification, 'image_text': image_text}
+@functools.cache
+def multimodal(forget: int = 12) -> World:
+  """The encoders of the toy of two modalities, in batches of 8."""
+  sizes = {'forget': forget, 'batch_size': BATCH, 'forget_batch_size': BATCH}
+  context = multimodal_toy.context(**sizes) | {'retain_steps': 3}
+  return World(multimodal_toy.network(), multimodal_toy.random(), context,
+               multimodal_toy.feed(**sizes))
+
+
+WORLDS = {'classification': classification, 'image_text': image_text, 'multimodal': multimodal}
 
 
 def world(name: str, **changes) -> World:

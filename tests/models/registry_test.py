@@ -55,8 +55,9 @@ class RegistryTest(parameterized.TestCase):
 
   def test_names(self):
     self.assertEqual(models.names(), (
-        'clip', 'clip_vit_b_16', 'clip_vit_b_32', 'clip_vit_l_14', 'cnn', 'densenet121',
-        'efficientnet_b0', 'mlp', 'resnet18', 'resnet34', 'resnet50', 'vit'))
+        'audio_visual', 'av_events', 'clip', 'clip_vit_b_16', 'clip_vit_b_32', 'clip_vit_l_14',
+        'cnn', 'densenet121', 'efficientnet_b0', 'mlp', 'resnet18', 'resnet34', 'resnet50',
+        'token_fusion', 'vit'))
 
   def test_unknown_model(self):
     with self.assertRaisesRegex(ValueError, "no model 'resnet19', did you mean 'resnet18'"):

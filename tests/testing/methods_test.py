@@ -49,6 +49,10 @@ PAIRS_SETTINGS = {
     'soft_clip': dict(pairs_toy.RECIPE),
     'ncu': NCU,
 }
+MULTIMODAL_SETTINGS = {
+    'multi_delete': {'epochs': 3.0, 'learning_rate': 1e-3},
+    'ccu': {},
+}
 BLIND = 'it reads retained data only'
 EXPECTS = {
     'retrain': {'forget data': BLIND},
@@ -107,9 +111,16 @@ class RegisteredMethodsTest(parameterized.TestCase):
                    oracle=name == 'contrastive')
     self.assertEqual(found.keys(), EXPECTS.get(name, {}).keys(), found)
 
+  @parameterized.parameters(*MULTIMODAL_SETTINGS)
+  def test_multimodal_conform(self, name):
+    found = failed(methods.get(name), MULTIMODAL_SETTINGS[name])
+    self.assertEqual(found.keys(), EXPECTS.get(name, {}).keys(), found)
+
   def test_every_registered_method_is_here(self):
     self.assertEqual(set(SETTINGS), set(methods.names('classification')))
     self.assertEqual(set(PAIRS_SETTINGS), set(methods.names('image_text')))
+    self.assertEqual(set(MULTIMODAL_SETTINGS),
+                     set(methods.names('multimodal')) - set(methods.names('classification')))
 
   def test_what_is_expected_is_not_run(self):
     ran = []

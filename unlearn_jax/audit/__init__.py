@@ -7,8 +7,8 @@ Modules load on first use.
 
 import importlib
 
-_MODULES = ('attacks', 'core', 'distances', 'hygiene', 'intervals', 'outputs', 'plots',
-            'report', 'statistics', 'verdict', 'wording')
+_MODULES = ('attacks', 'core', 'distances', 'hygiene', 'intervals', 'member_prediction',
+            'outputs', 'plots', 'report', 'statistics', 'verdict', 'wording')
 _NAMES = {'audit': 'core', 'AuditReport': 'core', 'Statistic': 'verdict', 'membership': 'attacks'}
 __all__ = ('AuditReport', 'Statistic', 'audit', 'membership')
 

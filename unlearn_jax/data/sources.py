@@ -16,6 +16,7 @@ from unlearn_jax.data import _random
 
 # name -> what the data set holds and needs
 NAMES = {name: entry.needs for name, entry in _catalogue.ENTRIES.items()}
+MODALITIES = ('audio', 'text')  # what may stand beside a picture, one of them
 _HASHED_AT_ONCE = 1 << 26  # bytes: fields need not fit into memory
 
 
@@ -135,9 +136,17 @@ class Source:
         raise ValueError(f'source {self.name!r}: field {name!r} has {field.shape[0]} records, '
                          f'identity has {len(self)}')
     image = self.fields['image']
-    if len(image.shape) != 4 or np.dtype(image.dtype) != np.float32:
-      raise ValueError(f'source {self.name!r}: image must be float32 [N, H, W, C], got '
-                       f'{image.dtype} {tuple(image.shape)}')
+    others = [name for name in MODALITIES if name in self.fields]
+    if np.dtype(image.dtype) != np.float32 or not (len(image.shape) == 4 or (
+        others and len(image.shape) > 1)):
+      raise ValueError(f'source {self.name!r}: image must be float32 [N, H, W, C]'
+                       f'{", or features [N, ...]" if others else ""}, got {image.dtype} '
+                       f'{tuple(image.shape)}')
+    for name in others:
+      field = self.fields[name]
+      if np.dtype(field.dtype) != np.float32 or len(field.shape) < 2:
+        raise ValueError(f'source {self.name!r}: {name} must be float32 [N, ...], got '
+                         f'{field.dtype} {tuple(field.shape)}')
     if self.class_names and len(self.class_names) != self.num_classes:
       raise ValueError(f'source {self.name!r} has {len(self.class_names)} class names for '
                        f'{self.num_classes} classes')

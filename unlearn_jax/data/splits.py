@@ -220,6 +220,47 @@ def by_random(source: sources.Source, *, fractions: Mapping[str, float], seed: i
                   'record' if shared_identities else 'identity')
 
 
+def by_owner(source: sources.Source, *, forget_owners: Sequence[str] | int,
+             fractions: Mapping[str, float], seed: int) -> Splits:
+  """Forgets what some identities gave to the training data; held-out records are of everybody.
+
+  For voices that all speakers of a data set share in: the records of every split but `forget` and
+  `retain` are dealt first, at random over all records; of the others, those of the chosen
+  identities are forgotten and the rest is retained. So a forgotten speaker's voice is also heard
+  in unseen and test records, which no model was trained on.
+
+  Args:
+    source: the data.
+    forget_owners: identities, or how many to draw.
+    fractions: held-out split -> share (or number) of all records; neither `forget` nor `retain`.
+    seed: of the draws.
+
+  Raises:
+    ValueError: identities that are not in the data, fractions that do not fit, an empty forget or
+      retain set.
+  """
+  source.validate()
+  people = np.unique(source.identity)
+  if isinstance(forget_owners, (int, np.integer)):
+    if not 0 < forget_owners < len(people):
+      raise ValueError(f'forget_owners must lie in 1 to {len(people) - 1}, got {forget_owners}')
+    chosen = people[_random.permutation(len(people), seed, 'owner')[:forget_owners]]
+  else:
+    chosen = np.asarray(list(forget_owners), str)
+    if missing := sorted(set(chosen.tolist()) - set(people.tolist())):
+      raise _checks.unknown('identity', missing[0], people.tolist())
+  if taken := {'forget', 'retain'} & set(fractions):
+    raise ValueError(f'by_owner takes {_checks.some(sorted(taken))} from forget_owners; leave it '
+                     'out of fractions')
+  order = _random.permutation(len(source), seed, 'held out')
+  parts = deal(fractions, len(source), 'records', True)
+  indices = {name: order[part] for name, part in parts.items()}
+  rest = order[max((part.stop for part in parts.values()), default=0):]
+  forgotten = np.isin(source.identity[rest], chosen)
+  return _checked(source, indices | {'forget': rest[forgotten], 'retain': rest[~forgotten]},
+                  'owner', seed, 'record')
+
+
 def published(source: sources.Source, *, roles: Mapping[str, str | Mapping[str, int | float]],
               forget_classes: Sequence[int] = (), seed: int = 0, drop_rest: bool = False,
               shared_identities: bool = False) -> Splits:
@@ -292,7 +333,8 @@ def published(source: sources.Source, *, roles: Mapping[str, str | Mapping[str, 
                   'record' if shared_identities else 'identity')
 
 
-KINDS = {'identity': by_identity, 'class': by_class, 'random': by_random, 'published': published}
+KINDS = {'identity': by_identity, 'class': by_class, 'random': by_random, 'owner': by_owner,
+         'published': published}
 
 
 def from_ids(source: sources.Source, ids: Mapping[str, Iterable], *, rest: str | None = None

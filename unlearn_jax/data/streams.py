@@ -18,6 +18,8 @@ from unlearn_jax.data import sources
 from unlearn_jax.data import splits as splits_lib
 from unlearn_jax.data import transforms
 
+MOST_REPEATS = 16  # of a forget batch
+
 
 def steps_per_epoch(n: int, batch_size: int) -> int:
   """ceil(n / batch_size)."""
@@ -133,23 +135,34 @@ def pair(source: sources.Source, splits: splits_lib.Splits, *, batch_size: int,
   return stream
 
 
+def repeated(retain: types.Stream, forget: types.Stream, times: int) -> types.Stream:
+  """`pair` with every forget batch kept for `times` steps, each with a fresh retain batch."""
+  def stream(step: int) -> types.Batch:
+    return {**retain(step), **forget(step // times)}
+  return stream
+
+
 def make(source: sources.Source, splits: splits_lib.Splits, *, batch_size: int,
          forget_batch_size: int | None = None, seed: int, augment: Sequence[str] = ()
          ) -> dict[str, types.Stream]:
   """All streams that methods ask for by name.
 
   Returns:
-    `pair` (retain and forget), `retain`, `forget`, and `train` (retain and forget records mixed
-    under the role `train`: what the original model was trained on).
+    `pair` (retain and forget); `pair/K` for K = 1 to 16, where a forget batch stays for K steps
+    (CCU's omega; `pair/1` is `pair`); `retain`, `forget`, and `train` (retain and forget records
+    mixed under the role `train`: what the original model was trained on).
   """
   forget_batch_size = batch_size if forget_batch_size is None else forget_batch_size
   one = functools.partial(single, source, seed=seed, augment=augment)
   retain, forget = splits.indices['retain'], splits.indices['forget']
+  streams = {'retain': one(retain, 'retain', batch_size=batch_size),
+             'forget': one(forget, 'forget', batch_size=forget_batch_size)}
   return {
+      **streams,
       'pair': pair(source, splits, batch_size=batch_size, forget_batch_size=forget_batch_size,
                    seed=seed, augment=augment),
-      'retain': one(retain, 'retain', batch_size=batch_size),
-      'forget': one(forget, 'forget', batch_size=forget_batch_size),
+      **{f'pair/{times}': repeated(streams['retain'], streams['forget'], times)
+         for times in range(1, MOST_REPEATS + 1)},
       'train': one(np.concatenate([retain, forget]), 'train', batch_size=batch_size),
   }
 

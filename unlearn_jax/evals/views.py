@@ -49,12 +49,39 @@ METRICS = {
     'similarity/negative': Metric('Mean of negatives', 'cosine'),
     'similarity/top_negative': Metric('Top 5 % negatives', 'cosine'),
     'similarity/gap': Metric('Positives - top negatives', 'higher'),
+    **{f'accuracy_{modality}/{split}': Metric(f'{label}, {shown}', ideal)
+       for modality, label in (('visual', 'Visual accuracy'), ('other', 'Kept modality'))
+       for split, shown, ideal in (('test', 'test', 'higher'), ('retain', 'retain', 'higher'),
+                                   ('forget', 'unlearn', 'as retrained'),
+                                   ('validation', 'validation', 'higher'),
+                                   ('unseen', 'unseen', 'higher'))},
+    'upg': Metric('UPG, %', 'higher'),
+    'cmsg': Metric('CMSG, %', 'higher'),
+    'steps_taken': Metric('Steps taken', 'share of the limit'),
+    **{f'member/{mode}/{split}': Metric(f'Member, {mode}, {shown}', ideal)
+       for mode in ('admin', 'shadow')
+       for split, shown, ideal in (('forget', 'unlearn', 'as retrained, low'),
+                                   ('retain', 'retain', 'true positives'),
+                                   ('test', 'test', 'false positives'))},
+    **{f'{measure}/{modality}': Metric(f'{label}, {modality}', ideal)
+       for measure, label, ideal in (('tightness', 'Spread in classes / between', 'lower'),
+                                     ('silhouette', 'Silhouette', 'higher'))
+       for modality in ('visual', 'other')},
+    'own_class/forget': Metric('Cosine with own class', 'as retrained'),
+    'moved/forget': Metric('Nearest to another class', 'as retrained'),
+    **{f'gap_masked/{name}': Metric(label, '0') for name, label in (
+        ('accuracy/test', 'Test accuracy'), ('accuracy_visual/test', 'Visual, test'),
+        ('accuracy_other/test', 'Kept modality, test'),
+        ('accuracy_visual/forget', 'Visual, unlearn'),
+        ('member/admin/forget', 'Member, admin, unlearn'))},
 }
 CLASSIFICATION = ('accuracy/test', 'accuracy/forget', 'forgetting_score[benchmark]',
         'forgetting_floor[benchmark]', 'nomus', 'mia_auc/unseen', 'loss_gap')
 IMAGE_TEXT = ('mean_recall/test', 'image_to_text/R@1/test', 'text_to_image/R@1/test',
               'zero_shot/top1', 'linear_probe/top1', 'match/forget', 'mia_auc/unseen')
-SIGNED = ('loss_gap',)
+MULTIMODAL = ('accuracy/test', 'accuracy_other/test', 'accuracy_visual/test',
+              'accuracy_visual/forget', 'upg', 'cmsg', 'member/admin/forget', 'mia_auc/unseen')
+SIGNED = ('loss_gap', 'upg', 'cmsg', *(name for name in METRICS if name.startswith('gap_masked/')))
 
 
 class View(NamedTuple):
@@ -77,7 +104,10 @@ VIEWS = {
     'classification': View(CLASSIFICATION, 'nomus', (
         'nomus', 'accuracy/test', 'forgetting_score[benchmark]', 'mia_auc/unseen', 'loss_gap')),
     'image_text': View(IMAGE_TEXT, 'mean_recall/test', (
-        'mean_recall/test', 'zero_shot/top1', 'linear_probe/top1', 'match/forget'), ('contrastive',))}
+        'mean_recall/test', 'zero_shot/top1', 'linear_probe/top1', 'match/forget'), ('contrastive',)),
+    'multimodal': View(MULTIMODAL, 'upg', (
+        'accuracy/test', 'accuracy_other/test', 'accuracy_visual/forget', 'upg', 'cmsg'),
+                       ('retrain',))}
 
 
 def kind(results: Mapping[str, Any]) -> str:

@@ -40,15 +40,38 @@ _IMAGE_TEXT = (
     '**Loss attack AUC**: chance that a mismatched training pair has a smaller loss than a '
     'mismatched pair that no model has seen. Ideal: that of the retrained model, about 0.5.',
     '**FLOPs** are those of the compiled steps, a Sinkhorn solve counted as one iteration.')
+
+
+def _multimodal(parts: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+  modalities = parts[0]['config']['modalities']
+  stop = modalities['stop_on']
+  paper = ', as in the paper: the table saw its test data before it was made'
+  return (
+      '**UPG** and **CMSG**: test accuracy, and accuracy of the kept modality alone, over that of '
+      'the retrained model of the same seed, minus 1, in percent (CCU section 5.1.4).',
+      f'**Accuracy of a modality alone**: reading `{modalities["reading"]}` (the paper gives none).',
+      '**Retrained**: trained from a fresh initialisation without the forgotten records, pictures '
+      'and other modality. **retrain-visual**, where it stands: trained on all records with the '
+      'forgotten pictures masked. Both are oracles and no candidates.',
+      '**Loss attack AUC**: chance that a forgotten record has a smaller loss than an unseen one, '
+      'with both modalities given. Ideal: that of the retrained model, about 0.5.',
+      *((f'**Early stopping** looked at {stop} data{paper if stop == "test" else ""}.',)
+        if stop else ()))
+
+
 # Kind of task -> what its numbers mean, and what they cannot show.
-CONVENTIONS = {'classification': _classification, 'image_text': lambda parts: _IMAGE_TEXT}
+CONVENTIONS = {'classification': _classification, 'image_text': lambda parts: _IMAGE_TEXT,
+               'multimodal': _multimodal}
 LIMITS = {
     'classification': (
         'The attack sees one number per record, the loss. A score near the floor means that this '
         'attack finds nothing; stronger, per-record attacks may still find something.',
         'The Forgetting Score of two identical distributions is about 0.01 to 0.03 with a few '
         'hundred records of each kind; differences of that size mean nothing.'),
-    'image_text': ()}
+    'image_text': (),
+    'multimodal': (
+        'The accuracy of a modality alone is what is left when the other one is withheld; the model '
+        'was never trained that way, and the readings differ.',)}
 _UNBALANCED = 0.05  # a no-signal floor above this dominates the score
 
 
@@ -68,6 +91,10 @@ OBJECTIVES = {
     'retrain_gap': Objective('Gap to retrained', (
         'They were chosen by the mean absolute gap to a model retrained without the forget set of '
         'the trials (lower is better), in forget accuracy, validation accuracy and attack AUC.')),
+    'multimodal_gap': Objective('Gap to retrained', (
+        'They were chosen by the mean absolute gap to a model retrained without the forget set of '
+        'the trials (lower is better), in forget and validation accuracy, attack AUC, visual '
+        'accuracy on both and accuracy of the kept modality on validation data.')),
     'mean_recall': Objective('Mean recall, validation', (
         'They were chosen by the mean recall on validation pairs (higher is better).'), (
         'Trials run on the training pairs themselves: no method is told which of them are '
@@ -80,7 +107,9 @@ def question(results: Mapping[str, Any]) -> str:
   config, sizes = results.get('config', {}), results.get('split_sizes', {})
   data = config.get('data', {})
   kinds = {'identity': 'all records of the chosen identities; no identity is in two splits',
-           'class': 'records of the chosen classes', 'random': 'single records, drawn at random',
+           'class': 'records of the chosen classes',
+           'owner': 'training records of the chosen identities; held-out records are of all',
+           'random': 'single records, drawn at random',
            'planted': 'training pairs that were given one another\'s captions; methods are not '
                       'told which'}
   parts = ['Does a model, after unlearning, behave as if it had never seen the forgotten records, '

@@ -125,6 +125,33 @@ def check_weights(name: str, weights) -> None:
     raise ValueError(f'{name}: no positive weight, so nothing would count; select some records')
 
 
+def check_anchors(forget_labels, retain_labels) -> None:
+  """Refuses records to forget that can never be anchors of CCU's Eq. 4.
+
+  In a batch a class may be missing, and its anchors are dropped; a class without any retained record
+  would be dropped from every batch, and nothing of it unlearned.
+
+  Args:
+    forget_labels: int [F], of all records to forget.
+    retain_labels: int [N], of all retained records.
+
+  Raises:
+    ValueError: wrong rank or dtype, a class with no retained record (named), or retained records of
+      one class alone, which leave no negatives.
+  """
+  forget, retain = (np.asarray(labels) for labels in (forget_labels, retain_labels))
+  for name, labels in (('forget_labels', forget), ('retain_labels', retain)):
+    if labels.ndim != 1 or labels.dtype.kind not in 'iu':
+      raise ValueError(f'{name}: expected integer classes [B], got {labels.dtype} {labels.shape}')
+  if alone := sorted(set(forget.tolist()) - set(retain.tolist())):
+    raise ValueError(
+        f'forget_labels: no retained record has class {alone[:SHOWN]} ({len(alone)} classes), so its '
+        'pictures have no class to leave; retain some records, or use a method without positives')
+  if len(forget) and len(set(retain.tolist())) < 2:
+    raise ValueError('retain_labels: a single class leaves no records of another one to move to; '
+                     'contrast needs two classes at least')
+
+
 def check_mask(mask, a=None, b=None) -> None:
   """Refuses a transport mask through which the marginals cannot be met.
 

@@ -174,6 +174,12 @@ def copied(tree: types.PyTree) -> types.PyTree:
   return jax.tree.map(jnp.copy, tree)
 
 
+def never(signals: Mapping[str, float]) -> bool:
+  """`until` of a phase that no early-stopping rule may end."""
+  del signals
+  return False
+
+
 def total_steps(epochs: float, steps_per_epoch: int) -> int:
   """Whole steps in `epochs` (fractions allowed), at least one."""
   return max(1, round(epochs * steps_per_epoch))

@@ -8,6 +8,7 @@ import inspect
 from unlearn_jax import types
 from unlearn_jax.methods import base
 from unlearn_jax.methods.bad_teacher import bad_teacher
+from unlearn_jax.methods.ccu import ccu
 from unlearn_jax.methods.cf_k import cf_k
 from unlearn_jax.methods.continued import continued
 from unlearn_jax.methods.contrastive import contrastive
@@ -17,6 +18,7 @@ from unlearn_jax.methods.finetune import finetune
 from unlearn_jax.methods.gradient_ascent import gradient_ascent
 from unlearn_jax.methods.gradient_ascent import relabelling
 from unlearn_jax.methods.l1_sparse import l1_sparse
+from unlearn_jax.methods.multi_delete import multi_delete
 from unlearn_jax.methods.ncu import ncu
 from unlearn_jax.methods.neg_grad import neg_grad
 from unlearn_jax.methods.neg_grad_plus import neg_grad_plus
@@ -54,11 +56,22 @@ TASKS: Mapping[str, Mapping[str, Callable[..., types.Method]]] = {
         'soft_clip': soft_clip,
         'ncu': ncu,
     },
+    'multimodal': {
+        'retrain': retrain,
+        'finetune': finetune,
+        'neg_grad_plus': neg_grad_plus,
+        'bad_teacher': bad_teacher,
+        'scrub': scrub,
+        'ssd': ssd,
+        'multi_delete': multi_delete,
+        'ccu': ccu,
+    },
 }
 METHODS = {name: factory for methods in TASKS.values() for name, factory in methods.items()}
 
 # Facts about the data that whoever runs a method fills in; they are no settings.
-CONTEXT = ('example', 'retain_steps', 'forget_steps', 'train_steps', 'batch_size', 'prompt_slots')
+CONTEXT = ('example', 'retain_steps', 'forget_steps', 'train_steps', 'batch_size', 'prompt_slots',
+           'other')
 
 # `budget='dlfd'`: one or two epochs for everybody, as in the DLFD paper. `'original'` keeps each
 # factory's own defaults.
@@ -101,14 +114,14 @@ def suggestion(word: str, known) -> str:
 def arguments(name: str) -> dict[str, inspect.Parameter]:
   """A method's settings: keyword arguments of its factory without the context.
 
-  Those of classification have `recover` and `recover_learning_rate` besides.
+  Those that learn labels have `recover` and `recover_learning_rate` besides.
   """
   if name not in METHODS:
     raise ValueError(f'no method is called {name!r}{suggestion(name, METHODS)}')
   parameters = inspect.signature(METHODS[name]).parameters.values()
   found = {p.name: p for p in parameters
            if p.kind is inspect.Parameter.KEYWORD_ONLY and p.name not in CONTEXT}
-  if name not in TASKS['classification']:
+  if name in TASKS['image_text']:
     return found  # recovery learns labels
   found['recover'] = inspect.Parameter('recover', inspect.Parameter.KEYWORD_ONLY, default=0.0,
                                        annotation=float)
@@ -120,7 +133,7 @@ def arguments(name: str) -> dict[str, inspect.Parameter]:
 def get(name: str) -> Callable[..., types.Method]:
   """The factory of a method, `factory(model, **settings) -> Method`.
 
-  Beside its own settings every factory of classification takes `recover` (epochs of training on
+  Beside its own settings every factory that learns labels takes `recover` (epochs of training on
   retained data afterwards, 0 for none) and `recover_learning_rate`. Context that a factory has no
   use for (`CONTEXT`) is ignored, so that one call serves all.
 

@@ -9,6 +9,8 @@ from unlearn_jax import types
 
 # name -> (module, factory); explicit, and nothing is imported before it is asked for.
 _FACTORIES = {
+    'audio_visual': ('audio_visual', 'audio_visual'),
+    'av_events': ('av_events', 'av_events'),
     'clip': ('clip', 'clip'),
     'clip_vit_b_16': ('clip', 'clip_vit_b_16'),
     'clip_vit_b_32': ('clip', 'clip_vit_b_32'),
@@ -20,11 +22,12 @@ _FACTORIES = {
     'resnet18': ('resnet', 'resnet18'),
     'resnet34': ('resnet', 'resnet34'),
     'resnet50': ('resnet', 'resnet50'),
+    'token_fusion': ('token_fusion', 'token_fusion'),
     'vit': ('vit', 'vit'),
 }
-_MODULES = ('archive', 'clip', 'clip_keys', 'clip_tokenizer', 'clip_towers', 'cnn', 'contract',
-            'convert', 'cpu_conv', 'densenet', 'efficientnet', 'layers', 'mlp', 'order', 'resnet',
-            'surgery', 'vit')
+_MODULES = ('archive', 'audio_visual', 'av_events', 'clip', 'clip_keys', 'clip_tokenizer',
+            'clip_towers', 'cnn', 'contract', 'convert', 'cpu_conv', 'densenet', 'efficientnet',
+            'layers', 'mlp', 'order', 'resnet', 'surgery', 'token_fusion', 'vit')
 __all__ = ('arguments', 'factory', 'get', 'names', *_MODULES)
 
 

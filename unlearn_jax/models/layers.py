@@ -54,21 +54,29 @@ def conv(features: int, kernel: int, *, stride: int = 1, groups: int = 1, bias: 
                  name=name, conv_general_dilated=cpu)
 
 
-def batch_norm(*, train: bool, dtype, name: str) -> nn.BatchNorm:
-  """Batch norm with PyTorch's constants: decay 0.9 (its momentum 0.1), eps 1e-5.
+def batch_norm(*, train: bool, dtype, name: str, epsilon: float = 1e-5) -> nn.BatchNorm:
+  """Batch norm with PyTorch's constants: decay 0.9 (its momentum 0.1), eps 1e-5 unless told.
 
   One difference remains: the running variance averages biased batch variances, PyTorch's averages
   unbiased ones (a factor n/(n-1), n = batch x height x width). Batch variances are computed in one
   pass, E[x^2] - E[x]^2 in float32, which loses digits where the mean is hundreds of times the
   spread.
   """
-  return nn.BatchNorm(use_running_average=not train, momentum=0.9, epsilon=1e-5, dtype=dtype,
+  return nn.BatchNorm(use_running_average=not train, momentum=0.9, epsilon=epsilon, dtype=dtype,
                       name=name)
 
 
 def check_image(image: jax.Array) -> None:
   """Raises AssertionError unless `image` is [B, H, W, C]."""
   chex.assert_rank(image, 4)
+
+
+def check_lengths(model: str, **fields: jax.Array) -> None:
+  """Raises ValueError unless the input fields given by name have the same batch length."""
+  lengths = {name: len(value) for name, value in fields.items()}
+  if len(set(lengths.values())) > 1:
+    found = ', '.join(f'{name} {length}' for name, length in lengths.items())
+    raise ValueError(f'{model}: the modalities differ in batch length: {found}')
 
 
 def dtype_of(model: str, compute_dtype: str):

@@ -70,9 +70,12 @@ class Stage(nn.Module):
 
 
 class ResNet(nn.Module):
-  """The whole network: stem, four stages, global average pooling, `fc`."""
+  """The whole network: stem, four stages, global average pooling, `fc`.
 
-  num_outputs: int
+  `num_outputs` None is the encoder alone: no `fc`, and `features` is the only output.
+  """
+
+  num_outputs: int | None
   blocks: tuple[int, ...]
   bottleneck: bool
   width: int
@@ -92,6 +95,8 @@ class ResNet(nn.Module):
       x = Stage(self.width * 2**number, blocks, 2 if number else 1, self.bottleneck, self.dtype,
                 name=f'layer{number + 1}')(x, train=train)
     features = jnp.mean(x.astype(jnp.float32), axis=(1, 2))
+    if self.num_outputs is None:
+      return {'features': features}
     return {'logits': layers.linear(features, self.num_outputs, name='fc'), 'features': features}
 
 

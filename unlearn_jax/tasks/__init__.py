@@ -2,6 +2,7 @@
 
 from unlearn_jax.tasks import classification
 from unlearn_jax.tasks import image_text
+from unlearn_jax.tasks import multimodal
 from unlearn_jax.tasks.base import Objective
 from unlearn_jax.tasks.base import Task
 from unlearn_jax.tasks.base import anchor
@@ -13,7 +14,8 @@ from unlearn_jax.tasks.base import train_row
 __all__ = ('KINDS', 'Objective', 'Task', 'anchor', 'cache_dir', 'load', 'row_directory',
            'row_settings', 'train_row')
 
-KINDS = {'classification': classification.load, 'image_text': image_text.load}
+KINDS = {'classification': classification.load, 'image_text': image_text.load,
+         'multimodal': multimodal.load}
 
 
 def load(config, workdir: str) -> Task:

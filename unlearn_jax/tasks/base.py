@@ -111,6 +111,10 @@ class Task(abc.ABC):
   def audited(self) -> tuple[Callable, dict[str, dict[str, Any]]]:
     """`apply` with logits as output, and split -> fields with labels, as an audit takes them."""
 
+  def compare(self, rows: Mapping[str, list[dict[str, Any]]]) -> None:
+    """Adds metrics that compare rows with one another, seed by seed, to `rows[ROW][SEED]`."""
+    del rows
+
   def figures(self, models: Mapping[str, types.Variables]) -> dict[str, tuple[str, str]]:
     """Further figures of the report, from one model per row: title -> (SVG, caption)."""
     del models
@@ -127,7 +131,7 @@ class Task(abc.ABC):
   def method(self, row: str, settings: Mapping[str, Any]) -> types.Method:
     """Builds a row's method; raises before any compute if a setting is wrong."""
     context = dict(self.for_row(row).context)
-    if row == 'original':  # the oracle's recipe, on all of the training data
+    if settings.get('role', 'retain') != 'retain':  # the oracle's recipe, on all training data
       context['retain_steps'] = context['train_steps']
     name = (registry.trainer(self.config.task) if row in config_lib.BUILTIN else
             config_lib.method_of(row))
@@ -170,7 +174,8 @@ def train_row(task: Task, row: str, seed: int, settings: Mapping[str, Any], vari
         note=note, directory=directory, log_every=task.config.log_every,
         label=f'{row}, seed {seed}')
   facts = {'seconds': result.seconds, 'compile_seconds': result.compile_seconds,
-           'steps': result.steps, 'flops': result.flops, 'settings': note['settings']}
+           'steps': result.steps, 'planned_steps': sum(phase.steps for phase in method.phases),
+           'flops': result.flops, 'settings': note['settings']}
   if keep:
     with checkpoint.Checkpointer(finished) as saved:
       saved.save(dict(result.variables), facts)

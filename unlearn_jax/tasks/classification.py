@@ -42,16 +42,21 @@ class Classification(base.Task):
   OBJECTIVES = {'nomus': base.Objective(nomus, max, False),
                 'retrain_gap': base.Objective(retrain_gap, min, True)}
 
+  @property
+  def inputs(self) -> tuple[str, ...]:
+    """Fields that the model reads."""
+    return ('image',)
+
   @functools.cached_property
   def fields(self) -> dict[str, dict[str, Any]]:
-    """Split -> image and label arrays; pictures held as bytes stay so."""
+    """Split -> inputs and labels; pictures held as bytes stay so."""
     return {name: {key: sources.take(self.source.fields[key], self.splits.indices[name])
-                   for key in ('image', 'label')}
+                   for key in (*self.inputs, 'label')}
             for name in EVALUATED if len(self.splits.indices.get(name, ()))}
 
   @property
   def example(self) -> types.Inputs:
-    return {'image': np.asarray(self.source.fields['image'][:1])}
+    return {name: np.asarray(self.source.fields[name][:1]) for name in self.inputs}
 
   @property
   def context(self) -> dict[str, Any]:
@@ -73,11 +78,16 @@ class Classification(base.Task):
   def monitor(self) -> types.Evaluator:
     return privacy.forgetting_gate({name: self.fields[name] for name in ('forget', 'validation')})
 
+  def outputs(self, variables) -> dict[str, dict[str, np.ndarray]]:
+    """Split -> logits, features and labels."""
+    return {name: {**evals_run.predict(self.model.apply, variables, fields),
+                   'label': fields['label']} for name, fields in self.fields.items()}
+
   def measure(self, variables):
-    outputs = {}
-    for name, fields in self.fields.items():
-      outputs[name] = {**evals_run.predict(self.model.apply, variables, fields),
-                       'label': fields['label']}
+    return self.judge(self.outputs(variables))
+
+  def judge(self, outputs):
+    """Metrics, and the losses of forgotten and unseen records."""
     losses = {name: np.asarray(per_example.example_loss(outputs[name]['logits'],
                                                         outputs[name]['label']))
               for name in ('forget', 'unseen')}
@@ -106,12 +116,12 @@ class Classification(base.Task):
                               for name, fields in self.fields.items()}
 
 
-def load(config, workdir: str) -> Classification:
+def load(config, workdir: str, *, kind: type[Classification] = Classification) -> Classification:
   """Reads and splits the data and builds the model."""
   data = config.data
   source = sources.get(data.name, data_dir=config.data_dir, label_noise=data.label_noise,
                        seed=data.seed, image_size=data.image_size or None)
-  splits = splits_lib.KINDS[config.split.kind](source, **config_lib.split_arguments(config))
+  split = config_lib.SPLITS[config.task][config.split.kind]
+  splits = split(source, **config_lib.split_arguments(config))
   model = base.network(config, num_outputs=source.num_classes)
-  return Classification(config, source, splits, model,
-                        sharding.make_mesh(config.devices or None), workdir)
+  return kind(config, source, splits, model, sharding.make_mesh(config.devices or None), workdir)

@@ -13,11 +13,13 @@ from unlearn_jax import types
 from unlearn_jax.losses import classification
 from unlearn_jax.methods import registry
 from unlearn_jax.testing import checks as checks_lib
+from unlearn_jax.testing import multimodal_toy
 from unlearn_jax.testing import pairs_toy
 from unlearn_jax.testing import toy
 from unlearn_jax.testing import trees
 
-TOYS = {'classification': toy, 'image_text': pairs_toy}  # kind of task -> its known answer
+# Kind of task -> its known answer.
+TOYS = {'classification': toy, 'image_text': pairs_toy, 'multimodal': multimodal_toy}
 RETAIN_DROP = 0.1  # largest fall of the retain accuracy; ours
 SMALL = 5  # a forget set smaller than a batch
 SHORT = 2  # steps of a phase in the runs that only look for what goes wrong at once
@@ -31,7 +33,8 @@ def conformance(method_factory: Callable[..., types.Method], *,
 
   A classifier's toy is `toy`. That of image-text pairs is `pairs_toy`: there the records to forget
   are mismatched pairs, and their accuracy is the share of them that the model still matches; small
-  sets, padding and retained records are not checked (its batches are full, and mix both).
+  sets, padding and retained records are not checked (its batches are full, and mix both). That of
+  records of two modalities is `multimodal_toy`, whose accuracies are visual ones.
 
   - `finite`: the run ends; all that its steps report and all that it exports is finite.
   - `student moves`: at least one exported parameter differs from the original's.
@@ -61,8 +64,8 @@ def conformance(method_factory: Callable[..., types.Method], *,
     settings: its keyword arguments; choose short runs that forget.
     oracle: whether it claims to be a retraining from scratch.
     expects: check -> why it is not expected to pass; such checks are not run.
-    task: kind of task, `classification` or `image_text`. None: that of a registered method, and
-      classification for any other.
+    task: kind of task, `classification`, `image_text` or `multimodal`. None: the first that a
+      registered method is for, and classification for any other.
 
   Returns:
     The failed checks, each with a reason; an exception is the reason of the check that met it.
@@ -244,7 +247,8 @@ class _Suite:
       yield from (f'phase {phase.name!r}, forget batch of mask 0: {reason}'
                   for reason in trees.not_finite(update))
       kept = fed['retain'](0)['retain'] if 'retain' not in batch else batch['retain']
-      gradient = _retain_gradient(disturbed.params['model'], state.collections, kept)
+      gradient = _retain_gradient(self.toy.task().model.apply, disturbed.params['model'],
+                                  state.collections, kept)
       slope = sum(float(np.vdot(g, d)) for g, d in zip(jax.tree.leaves(gradient),
                                                        jax.tree.leaves(update)))
       size = trees.norm(gradient) * trees.norm(update)
@@ -273,11 +277,11 @@ def _disturbed(params):
       trees.host(params))
 
 
-@jax.jit
-def _retain_gradient(params, collections, inputs):
+@functools.partial(jax.jit, static_argnums=0)
+def _retain_gradient(apply, params, collections, inputs):
   """Gradient of the records' cross entropy."""
   def loss(params):
-    outputs, _ = toy.task().model.apply({'params': params, **collections}, inputs, train=False)
+    outputs, _ = apply({'params': params, **collections}, inputs, train=False)
     return classification.cross_entropy(outputs['logits'], inputs['label'], where=inputs['mask'])
 
   return jax.grad(loss)(params)
