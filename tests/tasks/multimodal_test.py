@@ -1,5 +1,6 @@
 """The multimodal task on generated records: what it feeds, measures, stops and refuses."""
 
+import tempfile
 from unittest import mock
 
 from absl.testing import absltest
@@ -11,8 +12,10 @@ from unlearn_jax import config as config_lib
 from unlearn_jax import experiment
 from unlearn_jax import tasks
 from unlearn_jax.data import sources
+from unlearn_jax.data import streams
 from unlearn_jax.evals import run
 from unlearn_jax.evals import views
+from unlearn_jax.methods import ccu
 
 FRACTIONS = {'retain': 0.4, 'forget': 0.1, 'validation': 0.15, 'test': 0.2, 'unseen': 0.15}
 SHORT = {'epochs': 1.0, 'learning_rate': 0.01}
@@ -143,8 +146,7 @@ class TaskTest(absltest.TestCase):
 class RunTest(absltest.TestCase):
 
   def test_whole_experiment_with_a_shadow_model(self):
-    workdir = self.create_tempdir().full_path
-    cache = self.create_tempdir().full_path
+    workdir, cache = tempfile.mkdtemp(), tempfile.mkdtemp()
     with mock.patch.object(sources, 'get', return_value=made()):
       results = experiment.run(config(modalities={'shadows': 1, 'stop_every': 2}, cache_dir=cache),
                                workdir)
@@ -171,6 +173,15 @@ class BadInputTest(parameterized.TestCase):
   def test_settings(self, changes, message):
     with self.assertRaisesRegex(ValueError, message):
       load(**changes)
+
+  def test_a_class_that_is_forgotten_wholly(self):
+    split = {'kind': 'class', 'forget_classes': (1,), 'seed': 0, 'shared_identities': True,
+             'fractions': {'retain': 0.4, 'validation': 0.2, 'test': 0.2, 'unseen': 0.2}}
+    with self.assertRaisesRegex(ValueError, 'class'):
+      load(split=split)
+
+  def test_there_is_a_stream_for_every_omega(self):
+    self.assertEqual(ccu.MOST_OMEGA, streams.MOST_REPEATS)
 
   def test_a_source_of_one_modality(self):
     with self.assertRaisesRegex(ValueError, 'must have one second modality of audio, text'):

@@ -16,6 +16,7 @@ from unlearn_jax.evals import classification as metrics_lib
 from unlearn_jax.evals import embeddings
 from unlearn_jax.evals import multimodal
 from unlearn_jax.evals import run as evals_run
+from unlearn_jax.losses import checks
 from unlearn_jax.methods import stopping
 from unlearn_jax.tasks import base
 from unlearn_jax.tasks import classification
@@ -195,4 +196,6 @@ def load(config, workdir: str) -> Multimodal:
   if len(there) != 1:
     raise ValueError(f'data {config.data.name!r} must have one second modality of '
                      f'{", ".join(sources.MODALITIES)}, it has {there or "none"}')
+  label = np.asarray(task.source.fields['label'])
+  checks.check_anchors(*(label[task.splits.indices[name]] for name in ('forget', 'retain')))
   return task
