@@ -10,6 +10,7 @@ from absl.testing import parameterized
 import pytest
 
 from experiments import make_results
+from experiments.configs import ccu_av_digits
 from experiments.configs import dlfd_omniglot
 from experiments.configs import ncu_openmoji
 from unlearn_jax import config as config_lib
@@ -19,7 +20,8 @@ EXPERIMENTS = pathlib.Path(__file__).resolve().parents[1] / 'experiments'
 NAMES = sorted(path.stem for path in (EXPERIMENTS / 'configs').glob('[a-z]*.py'))
 # Their data cannot be fetched everywhere, or they take an accelerator: nothing of them is committed.
 NOT_RUN = ('ccu_av_mnist', 'ccu_ave', 'ccu_food101', 'cifar10', 'cifar100', 'dlfd_age',
-           'dlfd_emotion', 'dlfd_gender', 'dlfd_multiattr', 'fashion_mnist', 'ncu_cc12m', 'ncu_cc3m', 'ncu_yfcc15m_r', 'svhn')
+           'dlfd_emotion', 'dlfd_gender', 'dlfd_multiattr', 'fashion_mnist', 'ncu_cc12m',
+           'ncu_cc3m', 'ncu_yfcc15m_r', 'svhn')
 # They start from a checkpoint and have no oracle: tests/experiments/unlearn_checkpoint_test.py.
 FROM_CHECKPOINT = ('ncu_cc12m', 'ncu_cc3m', 'ncu_yfcc15m_r')
 CACHE = tempfile.mkdtemp()
@@ -58,6 +60,8 @@ class ConfigsTest(parameterized.TestCase):
     with open(EXPERIMENTS / 'results' / 'ncu_openmoji.json') as file:
       chosen = json.load(file)['tune']['chosen']
     self.assertEqual(ncu_openmoji.CHOSEN, {row: chosen[row] for row in ncu_openmoji.CHOSEN})
+    with open(EXPERIMENTS / 'results' / 'ccu_av_digits.json') as file:
+      self.assertEqual(ccu_av_digits.CHOSEN, json.load(file)['tune']['chosen']['ccu'])
 
 
 if __name__ == '__main__':

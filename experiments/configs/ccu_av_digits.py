@@ -12,7 +12,7 @@ Protocol:  Four trials for every method, judged by the gap to a model retrained 
            forget set, in accuracies of both modalities and the attack, on validation data. All
            methods stop early on validation data. Two oracles: without the records, and with their
            pictures masked. Three training seeds, five retrained models, one split.
-Expect:    in the paper CCU has the best UPG and CMSG; what came out here stands in
+Expect:    in the paper CCU has the best UPG and CMSG; not so here, see
            experiments/results/ccu_av_digits.md and the README beside it.
 Hardware:  2 CPU cores, about half an hour for each mode; `:smoke` takes a minute.
 """
