@@ -95,7 +95,7 @@ class FiguresTest(absltest.TestCase):
     results = {'methods': {name: {'metrics': metrics, 'seconds': {'values': [1.0]}}
                            for name in ('original', 'retrain', 'ccu')}}
     svg = multimodal.bars(results)
-    for word in ('unlearn set', 'visual', 'other', 'Retrained', 'ccu'):
+    for word in ('unlearn set', 'visual', 'kept', 'Retrained', 'ccu'):
       self.assertIn(f'<!-- {word} -->', svg)
     svg = multimodal.nearest_classes({'Original': np.eye(3), 'ccu': np.zeros((3, 3))})
     self.assertIn('<!-- class of the nearest centre -->', svg)

@@ -38,6 +38,15 @@ class SummariseTest(parameterized.TestCase):
       self.assertAlmostEqual(found, want)
     self.assertAlmostEqual(floor['max'], 0.02)
 
+  def test_floor_of_what_is_relative_to_the_retrained_model(self):
+    table = rows()
+    for row, accuracy in zip(table['retrain'], (0.5, 0.4, 0.8)):
+      row['metrics'] |= {'accuracy/test': accuracy, 'upg': 0.0}
+    floor = results_lib.summarise(table)['floor']
+    self.assertLen(floor['upg']['pairs'], 6)
+    self.assertAlmostEqual(floor['upg']['max'], 100.0)  # .8 over .4
+    self.assertAlmostEqual(floor['accuracy/test']['max'], 0.4)
+
   def test_one_seed_has_no_spread_and_no_floor(self):
     found = results_lib.summarise(rows(1))
     self.assertIsNone(found['methods']['dlfd']['metrics']['nomus']['std'])

@@ -119,7 +119,7 @@ def bars(results: Mapping[str, Any]):
   As CCU's Figure 1: before unlearning is the row of the original model.
   """
   names = results_lib.ordered(results['methods'])
-  kinds = {'accuracy': 'both', 'accuracy_visual': 'visual', 'accuracy_other': 'other'}
+  kinds = {'accuracy': 'both', 'accuracy_visual': 'visual', 'accuracy_other': 'kept'}
   splits = {'test': 'test', 'retain': 'retain', 'forget': 'unlearn'}
   canvas, axes = figures.new_figure(9.0, 1.2 + 0.42 * len(names), 1, 3, sharey=True, sharex=True)
   for axis, (split, title) in zip(axes.flat, splits.items()):
@@ -151,6 +151,7 @@ def nearest_classes(models: Mapping[str, np.ndarray]):
     share = np.asarray(counts, float) / np.maximum(np.sum(counts, axis=1, keepdims=True), 1)
     shown = axis.imshow(share, vmin=0, vmax=1, cmap='Blues')
     axis.set_title(name, fontsize=9)
+    axis.locator_params(integer=True)
     axis.grid(False)
   for axis in axes.flat[len(models):]:
     axis.set_visible(False)

@@ -26,7 +26,7 @@ def summarise(rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]
   Returns:
     `methods`: NAME -> `metrics` (METRIC -> mean, std with ddof=1, values), `seconds` and
     `compile_seconds` likewise; `floor`: METRIC -> `pairs`, |retrain_i - retrain_j| of all pairs of
-    seeds, and their `max`. What cannot be computed is None: std of one seed, the mean if a seed has
+    seeds (of `views.RELATIVE` metrics 100 |retrain_i / retrain_j - 1|), and their `max`. What cannot be computed is None: std of one seed, the mean if a seed has
     no value, NaN and infinities.
 
   Raises:
@@ -47,9 +47,11 @@ def summarise(rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]
            for cost in ('seconds', 'compile_seconds', 'flops')}}
   floor = {}
   for metric, found in methods['retrain']['metrics'].items():
-    pairs = []
-    if None not in found['values']:
-      pairs = [abs(a - b) for a, b in itertools.combinations(found['values'], 2)]
+    pairs, base = [], methods['retrain']['metrics'].get(views.RELATIVE.get(metric), found)
+    if None not in base['values']:
+      pairs = ([100.0 * abs(a / b - 1) for a, b in itertools.permutations(base['values'], 2)]
+               if metric in views.RELATIVE else
+               [abs(a - b) for a, b in itertools.combinations(found['values'], 2)])
     floor[metric] = {'pairs': pairs, 'max': max(pairs, default=None)}
   return {'methods': methods, 'floor': floor}
 

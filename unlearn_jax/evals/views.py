@@ -84,6 +84,11 @@ MULTIMODAL = ('accuracy/test', 'accuracy_other/test', 'accuracy_visual/test',
 SIGNED = ('loss_gap', 'upg', 'cmsg', *(name for name in METRICS if name.startswith('gap_masked/')))
 
 
+# Percent over the retrained model of the same seed -> the metric that is compared: for these the
+# retrained models differ by their ratios to one another, and not by the 0 that each of them has.
+RELATIVE = {'upg': 'accuracy/test', 'cmsg': 'accuracy_other/test'}
+
+
 class View(NamedTuple):
   """How a kind of task is summarised.
 
