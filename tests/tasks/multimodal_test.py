@@ -148,8 +148,9 @@ class RunTest(absltest.TestCase):
   def test_whole_experiment_with_a_shadow_model(self):
     workdir, cache = tempfile.mkdtemp(), tempfile.mkdtemp()
     with mock.patch.object(sources, 'get', return_value=made()):
-      results = experiment.run(config(modalities={'shadows': 1, 'stop_every': 2}, cache_dir=cache),
-                               workdir)
+      results = experiment.run(config(
+          modalities={'shadows': 1, 'stop_every': 2}, cache_dir=cache,
+          methods={'retrain-visual': {'role': 'masked', **SHORT}, 'ccu': {'epochs': 1.0}}), workdir)
     found = results['methods']['ccu']['metrics']
     for name in ('member/shadow/forget', 'upg', 'cmsg', 'gap_masked/accuracy/test', 'steps_taken'):
       self.assertIsNotNone(found[name]['mean'], name)
