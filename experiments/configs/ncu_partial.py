@@ -7,8 +7,9 @@ Task:      that of ncu_openmoji.py. The original has seen all training pairs; a 
            are at hand when it unlearns, the paper's 0.5 to 3 of 3 million.
 Protocol:  The settings that tuning chose with all pairs (ncu_openmoji.py), a shorter warm-up, since
            a sixth of the pairs are three batches. Equal epochs, so fewer steps with fewer pairs.
-Expect:    no figure yet: not run but as `:smoke`.
-Hardware:  2 CPU cores, about 15 minutes; `:smoke` takes a minute.
+Expect:    NCU above continued training from half of the pairs on, see
+           experiments/results/ncu_partial.md and the README beside it.
+Hardware:  2 CPU cores, about 20 minutes; `:smoke` takes a minute.
 """
 
 from experiments.configs import ncu_openmoji
