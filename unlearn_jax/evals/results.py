@@ -26,7 +26,8 @@ def summarise(rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]
   Returns:
     `methods`: NAME -> `metrics` (METRIC -> mean, std with ddof=1, values), `seconds` and
     `compile_seconds` likewise; `floor`: METRIC -> `pairs`, |retrain_i - retrain_j| of all pairs of
-    seeds (of `views.RELATIVE` metrics 100 |retrain_i / retrain_j - 1|), and their `max`. What cannot be computed is None: std of one seed, the mean if a seed has
+    seeds (of `views.RELATIVE` metrics 100 |retrain_i / retrain_j - 1|), and their `max`. What
+    cannot be computed is None: std of one seed, the mean if a seed has
     no value, NaN and infinities.
 
   Raises:
