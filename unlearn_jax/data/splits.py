@@ -11,12 +11,12 @@ import hashlib
 import json
 import math
 import numbers
-import os
 
 from absl import logging
 import numpy as np
 
 from unlearn_jax.data import _checks
+from unlearn_jax.data import _files
 from unlearn_jax.data import _random
 from unlearn_jax.data import sources
 
@@ -99,17 +99,9 @@ class Splits:
     data = {'format': _FORMAT, 'hash': self.hash, 'kind': self.kind, 'seed': self.seed,
             'unit': self.unit, 'source': self.source, 'source_hash': self.source_hash,
             'indices': {name: ids.tolist() for name, ids in self.indices.items()}}
-    temporary = f'{path}.{os.getpid()}.tmp'
-    try:
-      with open(temporary, 'w') as file:
-        json.dump(data, file)
-        file.write('\n')
-        file.flush()
-        os.fsync(file.fileno())
-      os.replace(temporary, path)
-    finally:
-      if os.path.exists(temporary):
-        os.remove(temporary)
+    with _files.replacing(path) as file:
+      json.dump(data, file)
+      file.write('\n')
 
 
 def load(path: str, source: sources.Source) -> Splits:

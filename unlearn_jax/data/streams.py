@@ -128,15 +128,11 @@ def pair(source: sources.Source, splits: splits_lib.Splits, *, batch_size: int,
                   augment=augment)
   forget = single(source, splits.indices['forget'], 'forget', seed=seed, augment=augment,
                   batch_size=batch_size if forget_batch_size is None else forget_batch_size)
-
-  def stream(step: int) -> types.Batch:
-    return {**retain(step), **forget(step)}
-
-  return stream
+  return _paired(retain, forget)
 
 
-def repeated(retain: types.Stream, forget: types.Stream, times: int) -> types.Stream:
-  """`pair` with every forget batch kept for `times` steps, each with a fresh retain batch."""
+def _paired(retain: types.Stream, forget: types.Stream, times: int = 1) -> types.Stream:
+  """Both roles; a forget batch is kept for `times` steps, each with a fresh retain batch."""
   def stream(step: int) -> types.Batch:
     return {**retain(step), **forget(step // times)}
   return stream
@@ -159,9 +155,8 @@ def make(source: sources.Source, splits: splits_lib.Splits, *, batch_size: int,
              'forget': one(forget, 'forget', batch_size=forget_batch_size)}
   return {
       **streams,
-      'pair': pair(source, splits, batch_size=batch_size, forget_batch_size=forget_batch_size,
-                   seed=seed, augment=augment),
-      **{f'pair/{times}': repeated(streams['retain'], streams['forget'], times)
+      'pair': _paired(streams['retain'], streams['forget']),
+      **{f'pair/{times}': _paired(streams['retain'], streams['forget'], times)
          for times in range(1, MOST_REPEATS + 1)},
       'train': one(np.concatenate([retain, forget]), 'train', batch_size=batch_size),
   }

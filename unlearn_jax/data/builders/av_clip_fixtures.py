@@ -11,11 +11,10 @@ import csv
 import dataclasses
 import functools
 import os
-import shutil
-import tempfile
 
 import numpy as np
 
+from unlearn_jax.data import _files
 from unlearn_jax.data import _random
 from unlearn_jax.data import sources
 from unlearn_jax.data.builders import ave
@@ -111,18 +110,8 @@ _WRITERS: dict[str, Callable[[str], None]] = {'ave': write_ave, 'food101': write
 def _source(name: str, data_dir: str, cache_dir: str, image_size: int | None) -> sources.Source:
   """Written once into the cache, atomically, and read there; `data_dir` is ignored."""
   del data_dir
-  directory = os.path.join(cache_dir, 'fixtures', f'{name}-{_VERSION}')
-  if not os.path.isdir(directory):
-    os.makedirs(os.path.dirname(directory), exist_ok=True)
-    temporary = tempfile.mkdtemp(dir=os.path.dirname(directory))
-    try:
-      _WRITERS[name](temporary)
-      os.rename(temporary, directory)
-    except OSError:
-      if not os.path.isdir(directory):  # another process may have been first
-        raise
-    finally:
-      shutil.rmtree(temporary, ignore_errors=True)
+  directory = _files.made_once(os.path.join(cache_dir, 'fixtures', f'{name}-{_VERSION}'),
+                               _WRITERS[name])
   found = _READERS[name](directory, cache_dir, image_size)
   return dataclasses.replace(found, name=f'{name}_fixture', attribution=_ATTRIBUTION.format(name))
 

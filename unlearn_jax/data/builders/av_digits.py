@@ -13,6 +13,7 @@ import zipfile
 from absl import logging
 import numpy as np
 
+from unlearn_jax.data import _files
 from unlearn_jax.data import _random
 from unlearn_jax.data import audio
 from unlearn_jax.data import sources
@@ -120,16 +121,8 @@ def _cached(cache_dir: str) -> np.ndarray:
 def _save(path: str, values: np.ndarray) -> None:
   """Atomically: who reads at the same time sees nothing or the whole file."""
   os.makedirs(os.path.dirname(path), exist_ok=True)
-  temporary = f'{path}.{os.getpid()}.tmp'
-  try:
-    with open(temporary, 'wb') as file:
-      np.savez_compressed(file, audio=values)
-      file.flush()
-      os.fsync(file.fileno())
-    os.replace(temporary, path)
-  finally:
-    if os.path.exists(temporary):
-      os.remove(temporary)
+  with _files.replacing(path, 'wb') as file:
+    np.savez_compressed(file, audio=values)
 
 
 def _loader():

@@ -20,6 +20,7 @@ import numpy as np
 from PIL import Image
 import tensorflow_datasets as tfds
 
+from unlearn_jax.data import _files
 from unlearn_jax.data import sources
 
 SIDE = 105
@@ -129,10 +130,8 @@ def download(name: str, directory: str, *, looked_in: str = '') -> str:
       raise ValueError(f'{URL + name} is not the published archive: SHA-256 {found}, expected '
                        f'{ARCHIVES[name]}')
     os.makedirs(directory, exist_ok=True)
-    temporary = f'{path}.{os.getpid()}.tmp'
-    with open(temporary, 'wb') as file:
+    with _files.replacing(path, 'wb') as file:
       file.write(data)
-    os.replace(temporary, path)
   return path
 
 

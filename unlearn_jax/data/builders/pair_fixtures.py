@@ -11,13 +11,12 @@ import functools
 import io
 import json
 import os
-import shutil
 import tarfile
-import tempfile
 
 import numpy as np
 from PIL import Image
 
+from unlearn_jax.data import _files
 from unlearn_jax.data import sources
 from unlearn_jax.data.builders import karpathy
 from unlearn_jax.data.builders import web_pairs
@@ -142,18 +141,7 @@ _WRITERS: dict[str, Callable[[str], None]] = {
 
 def write(name: str, directory: str) -> str:
   """Writes the files of a set into a new directory, atomically, unless it is there; returns it."""
-  if not os.path.isdir(directory):
-    os.makedirs(os.path.dirname(directory), exist_ok=True)
-    temporary = tempfile.mkdtemp(dir=os.path.dirname(directory))
-    try:
-      _WRITERS[name](temporary)
-      os.rename(temporary, directory)
-    except OSError:
-      if not os.path.isdir(directory):  # another process may have been first
-        raise
-    finally:
-      shutil.rmtree(temporary, ignore_errors=True)
-  return directory
+  return _files.made_once(directory, _WRITERS[name])
 
 
 def _source(name: str, data_dir: str, cache_dir: str, image_size: int | None) -> sources.Source:

@@ -19,6 +19,7 @@ import numpy as np
 from PIL import Image
 import tensorflow_datasets as tfds
 
+from unlearn_jax.data import _files
 from unlearn_jax.data import sources
 
 _TIMEOUT = 30  # seconds without a byte: a machine without a network should say so soon
@@ -128,25 +129,20 @@ class PublishedBuilder(tfds.core.GeneratorBasedBuilder):
       return path
     if self.terms:
       raise self._missing(file, looked_in, f'{self.terms}, so get it yourself from {file.url}')
-    temporary = f'{path}.{os.getpid()}.tmp'
     digest = hashlib.sha256()
     os.makedirs(directory, exist_ok=True)
     try:
       with urllib.request.urlopen(file.url, timeout=_TIMEOUT) as response:
-        with open(temporary, 'wb') as out:
+        with _files.replacing(path, 'wb') as out:
           while block := response.read(1 << 20):
             digest.update(block)
             out.write(block)
-      if digest.hexdigest() != file.sha256:
-        raise ValueError(f'{file.url} is not the published file: SHA-256 {digest.hexdigest()}, '
-                         f'expected {file.sha256}')
-      os.replace(temporary, path)
+          if digest.hexdigest() != file.sha256:
+            raise ValueError(f'{file.url} is not the published file: SHA-256 {digest.hexdigest()}, '
+                             f'expected {file.sha256}')
     except OSError as error:
       raise self._missing(file, looked_in, f'{file.url} could not be downloaded ({error}); fetch '
                           'it from there on another machine') from error
-    finally:
-      if os.path.exists(temporary):
-        os.remove(temporary)
     return path
 
   def _missing(self, file: File, looked_in: str, why: str) -> FileNotFoundError:

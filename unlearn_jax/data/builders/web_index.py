@@ -9,6 +9,8 @@ import zipfile
 
 import numpy as np
 
+from unlearn_jax.data import _files
+
 _NUMBERS = {'shard': np.int32, 'start': np.int64, 'length': np.int64, 'checksum': np.uint32}
 _TEXTS = ('key', 'caption')
 
@@ -54,16 +56,8 @@ class Index:
       columns[f'{name}_end'] = np.cumsum([len(text) for text in encoded], dtype=np.int64)
     columns['left_out'] = np.asarray(json.dumps(dict(self.left_out)))
     os.makedirs(os.path.dirname(path), exist_ok=True)
-    temporary = f'{path}.{os.getpid()}.tmp'
-    try:
-      with open(temporary, 'wb') as file:
-        np.savez(file, **columns)
-        file.flush()
-        os.fsync(file.fileno())
-      os.replace(temporary, path)
-    finally:
-      if os.path.exists(temporary):
-        os.remove(temporary)
+    with _files.replacing(path, 'wb') as file:
+      np.savez(file, **columns)
 
 
 class Builder:
