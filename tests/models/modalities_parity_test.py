@@ -3,30 +3,13 @@
 from absl.testing import absltest
 from absl.testing import parameterized
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.models.parity_test import randomised
 from unlearn_jax import models
 
 pytestmark = pytest.mark.slow
-
-
-def randomised(variables, seed=0):
-  """Weights, biases and statistics that are all random and keep activations near unit size."""
-  rng = np.random.default_rng(seed)
-
-  def draw(path, leaf):
-    name, shape = path[-1].key, leaf.shape
-    if name == 'kernel':
-      value = rng.normal(size=shape) * np.prod(shape[:-1])**-0.5
-    elif name in ('scale', 'var'):
-      value = rng.uniform(0.5, 1.5, shape)
-    else:
-      value = 0.1 * rng.normal(size=shape)
-    return jnp.asarray(value, jnp.float32)
-
-  return jax.tree_util.tree_map_with_path(draw, variables)
 
 
 def close(ours, theirs, name=''):

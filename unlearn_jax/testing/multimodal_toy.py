@@ -23,20 +23,14 @@ from unlearn_jax.testing import toy
 from unlearn_jax.train import loop
 from unlearn_jax.train import sharding
 
-SIZES = {'retain': 240, 'forget': 60, 'unseen': 60, 'validation': 60, 'test': 200}
+# Records, classes, numbers of a record and recipe are those of the toy of one modality.
+SIZES, SHAPE, CLASSES, BATCH, RECIPE = toy.SIZES, toy.SHAPE, toy.CLASSES, toy.BATCH, toy.RECIPE
 FIELDS = ('image', 'audio', 'label')
-SHAPE = (4, 5, 1)  # 20 numbers, as a picture or as 4 frames of a spectrogram
-CLASSES = 4
 SEPARATION = {'image': 0.7, 'audio': 0.5}
 WIDTH, EMBEDDING, FUSED = 64, 32, 64
-BATCH = 20
 RETRAINED = 3
-# What the conformance suite asks for: sizes of its runs, and its checks that say nothing here.
-ONE_RECORD = {'forget': 1, 'forget_batch_size': 1}
-SMALL_BATCHES = {'forget_batch_size': 7}
-WITHOUT = ()
-# The recipe of original and retrained models: about a second each.
-RECIPE = {'epochs': 40.0, 'learning_rate': 0.1, 'momentum': 0.9, 'weight_decay': 1e-4}
+# What the conformance suite asks for.
+ONE_RECORD, SMALL_BATCHES, WITHOUT = toy.ONE_RECORD, toy.SMALL_BATCHES, toy.WITHOUT
 
 
 @functools.cache
@@ -110,13 +104,9 @@ def fields(split: str) -> dict[str, np.ndarray]:
   return {name: task().source.fields[name][ids] for name in FIELDS}
 
 
-def context(*, forget: int = SIZES['forget'], batch_size: int = BATCH,
-            forget_batch_size: int = BATCH) -> dict:
-  """What a factory is told about the data: example, second modality, steps of each pass."""
-  return {'example': task().example, 'other': 'audio',
-          'retain_steps': streams.steps_per_epoch(SIZES['retain'], batch_size),
-          'forget_steps': streams.steps_per_epoch(forget, forget_batch_size),
-          'train_steps': streams.steps_per_epoch(SIZES['retain'] + forget, batch_size)}
+def context(**sizes: int) -> dict:
+  """What a factory is told about the data; `sizes` as in `toy.context`."""
+  return {**toy.context(**sizes), 'example': task().example, 'other': 'audio'}
 
 
 def feed(*, forget: int = SIZES['forget'], batch_size: int = BATCH,
@@ -181,11 +171,7 @@ def accuracy(variables: types.Variables, split: str) -> float:
 
 def other_records(inputs: types.Inputs, rows: np.ndarray) -> dict[str, np.ndarray]:
   """Fields of a batch with other records where `rows` is true."""
-  changed = dict(inputs)
-  for name, pool in fields('unseen').items():
-    where = rows.reshape((-1,) + (1,) * (pool.ndim - 1))
-    changed[name] = np.where(where, pool[:len(rows)], inputs[name]).astype(inputs[name].dtype)
-  return changed
+  return toy.other_records(inputs, rows, fields('unseen'))
 
 
 def other_forgotten(role: str, inputs: types.Inputs) -> types.Inputs:

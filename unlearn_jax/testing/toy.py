@@ -189,10 +189,11 @@ def networks() -> dict[str, types.Model]:
   return {'mlp': task().model, 'nested network': nested()}
 
 
-def other_records(inputs: types.Inputs, rows: np.ndarray) -> dict[str, np.ndarray]:
-  """Fields of a batch with other pictures and labels where `rows` is true."""
+def other_records(inputs: types.Inputs, rows: np.ndarray,
+                  others: Mapping[str, np.ndarray] | None = None) -> dict[str, np.ndarray]:
+  """Fields of a batch with those of `others`, here unseen records, where `rows` is true."""
   changed = dict(inputs)
-  for name, pool in fields('unseen').items():
+  for name, pool in (fields('unseen') if others is None else others).items():
     where = rows.reshape((-1,) + (1,) * (pool.ndim - 1))
     changed[name] = np.where(where, pool[:len(rows)], inputs[name]).astype(inputs[name].dtype)
   return changed

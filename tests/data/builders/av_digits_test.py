@@ -13,8 +13,8 @@ from absl.testing import absltest
 from absl.testing import parameterized
 import numpy as np
 
+from tests.data.builders import small_mnist
 from unlearn_jax.data import audio
-from unlearn_jax.data import sources
 from unlearn_jax.data.builders import av_digits
 from unlearn_jax.data.builders import packaged
 
@@ -22,36 +22,27 @@ SPEECH = unittest.skipUnless(importlib.util.find_spec('espeakng_loader'),
                              'needs espeakng-loader (the extra `speech`)')
 
 
-def small_mnist(per_digit=8):
-  """Every picture shows its digit, and its number among those of the digit."""
-  label = (np.arange(10 * per_digit) % 10).astype(np.int32)
-  image = np.zeros((len(label), 28, 28, 1), np.float32)
-  image[:, 0, 0, 0], image[:, 0, 1, 0] = label / 10, np.arange(len(label)) // 10 / 100
-  return sources.Source('mnist5k', {'image': image, 'label': label},
-                        np.arange(len(label)).astype(str), 10, 'MNIST.')
-
-
 class PicturesTest(parameterized.TestCase):
 
   def test_every_picture_once_and_of_the_digit(self):
     label = np.repeat(np.arange(10), 8)
-    found = av_digits.pictures(small_mnist(), label, 'key')
+    found = av_digits.pictures(small_mnist.small_mnist(), label, 'key')
     np.testing.assert_allclose(found[:, 0, 0, 0] * 10, label, atol=1e-6)
     self.assertLen(np.unique(found[:, 0, :2, 0], axis=0), 80)
-    again = av_digits.pictures(small_mnist(), label, 'key')
+    again = av_digits.pictures(small_mnist.small_mnist(), label, 'key')
     np.testing.assert_array_equal(found, again)
-    self.assertFalse((found == av_digits.pictures(small_mnist(), label, 'other')).all())
+    self.assertFalse((found == av_digits.pictures(small_mnist.small_mnist(), label, 'other')).all())
     numbers = found[:, 0, 1, 0].reshape(10, 8)
     self.assertFalse((numbers == numbers[0]).all())  # each digit has an order of its own
 
   def test_some_of_the_pictures(self):
     label = np.asarray([3, 3, 9])
-    found = av_digits.pictures(small_mnist(), label, 'key')
+    found = av_digits.pictures(small_mnist.small_mnist(), label, 'key')
     np.testing.assert_allclose(found[:, 0, 0, 0] * 10, label, atol=1e-6)
 
   def test_more_records_than_pictures(self):
     with self.assertRaisesRegex(ValueError, 'key: there are 9 records of digit 4, but only 8 pict'):
-      av_digits.pictures(small_mnist(), np.full(9, 4), 'key')
+      av_digits.pictures(small_mnist.small_mnist(), np.full(9, 4), 'key')
 
 
 class ConstantsTest(absltest.TestCase):
@@ -140,7 +131,7 @@ class SourceTest(parameterized.TestCase):
     for name, value in (('VOICES', ('en+m1', 'en-us+f2', 'en+whisper')), ('RATES', (150, 190)),
                         ('PITCHES', (40, 60))):
       self.enter_context(mock.patch.object(av_digits, name, value))
-    self.enter_context(mock.patch.object(packaged, 'mnist5k', lambda *_: small_mnist()))
+    self.enter_context(mock.patch.object(packaged, 'mnist5k', lambda *_: small_mnist.small_mnist()))
 
   def test_source(self):
     source = av_digits.source('', self.cache, None)

@@ -12,8 +12,8 @@ from absl.testing import parameterized
 import numpy as np
 from scipy.io import wavfile
 
+from tests.data.builders import small_mnist
 from unlearn_jax.data import audio
-from unlearn_jax.data import sources
 from unlearn_jax.data.builders import av_fixtures
 from unlearn_jax.data.builders import av_fsdd
 from unlearn_jax.data.builders import packaged
@@ -21,21 +21,12 @@ from unlearn_jax.data.builders import packaged
 SPEAKERS = ('ada', 'ben')
 
 
-def small_mnist(per_digit=8):
-  """Every picture shows its digit, and its number among those of the digit."""
-  label = (np.arange(10 * per_digit) % 10).astype(np.int32)
-  image = np.zeros((len(label), 28, 28, 1), np.float32)
-  image[:, 0, 0, 0], image[:, 0, 1, 0] = label / 10, np.arange(len(label)) // 10 / 100
-  return sources.Source('mnist5k', {'image': image, 'label': label},
-                        np.arange(len(label)).astype(str), 10, 'MNIST.')
-
-
 class AvFsddTest(parameterized.TestCase):
 
   def setUp(self):
     super().setUp()
     self.data_dir = self.enter_context(tempfile.TemporaryDirectory())
-    self.enter_context(mock.patch.object(packaged, 'mnist5k', lambda *_: small_mnist()))
+    self.enter_context(mock.patch.object(packaged, 'mnist5k', lambda *_: small_mnist.small_mnist()))
     av_fixtures.write_fsdd(self.data_dir, speakers=SPEAKERS, count=2)
     self.folder = pathlib.Path(self.data_dir, 'recordings')
 
@@ -139,7 +130,7 @@ class AvFsddTest(parameterized.TestCase):
       self.source()
 
   def test_more_recordings_than_pictures(self):
-    with mock.patch.object(packaged, 'mnist5k', lambda *_: small_mnist(3)):
+    with mock.patch.object(packaged, 'mnist5k', lambda *_: small_mnist.small_mnist(3)):
       with self.assertRaisesRegex(ValueError, '4 records of digit 0, but only 3 pictures'):
         self.source()
 
@@ -147,7 +138,7 @@ class AvFsddTest(parameterized.TestCase):
 class FixtureTest(absltest.TestCase):
 
   def test_source(self):
-    self.enter_context(mock.patch.object(packaged, 'mnist5k', lambda *_: small_mnist(20)))
+    self.enter_context(mock.patch.object(packaged, 'mnist5k', lambda *_: small_mnist.small_mnist(20)))
     source = av_fixtures.av_fsdd_source('ignored', 'ignored', None)
     source.validate()
     self.assertEqual(source.name, 'av_fsdd_fixture')
