@@ -96,6 +96,9 @@ def run(method: types.Method, variables: types.Variables, streams: Mapping[str, 
   def flush(phase):
     """Fetches and checks the metrics of the latest steps, before anything of them is kept."""
     if pending:
+      # Metrics may be empty: without this wait the next phase's programs are enqueued behind running
+      # ones, and collectives of several programs on fake CPU devices can wait for each other.
+      jax.block_until_ready(state.step)
       rows = jax.device_get(pending)
       _check_finite(rows, phase.name, taken)
       logger.write(taken, metrics_lib.compute(metrics_lib.merge(rows)), phase=phase.name)
