@@ -21,7 +21,10 @@ from unlearn_jax.losses import ccu
 from unlearn_jax.losses import classification
 from unlearn_jax.losses import contrastive
 from unlearn_jax.losses import dlfd
+from unlearn_jax.losses import ease
+from unlearn_jax.losses import federated
 from unlearn_jax.losses import ncu
+from unlearn_jax.losses import subspace
 from unlearn_jax.losses import transport
 
 RNG = np.random.default_rng(0)
@@ -41,6 +44,11 @@ COST = np.abs(floats(4, 5))
 INCOMPETENT, PICTURES, IS_FORGET = floats(4, 3), floats(4, 2, 2, 1), np.array([0, 1, 1, 0], bool)
 IMPORTANCE = np.abs(floats(4, 3))
 SOUND, FORGET_SOUND = floats(4, 2), floats(5, 2)
+PAIRS = (X, X2, X3, floats(4, 3), floats(4, 3), floats(4, 3))
+# Parameters [P] and, in their space, frames [P, 3], [P, 2] and updates of three clients [K, P].
+PARAMS, LOCKED, DELTA, CLIENTS = floats(6), floats(6), floats(6), floats(3, 6)
+FRAME, FRAME2 = (np.linalg.qr(floats(6, n))[0] for n in (3, 2))
+FRAMES, FRAMES_MASK = np.stack([FRAME, FRAME[::-1]]), np.array([[1, 1, 0], [1, 1, 1]], bool)
 TRANSPORT = ('transport.sinkhorn_plan', 'transport.masked_plan', 'transport.released_dlfd_plan',
              'transport.released_ncu_plan', 'ncu.unlearning', 'dlfd.ot_distance',
              'dlfd.perturbation_objective')
@@ -123,6 +131,50 @@ CASES = {
         {'reduce': 'mean'}),
     'ccu.dual_set_separation': (
         ccu.dual_set_separation, (X, SOUND, CLASSES), {'temperature': 0.7, 'where': WHERE}, {}),
+    'subspace.basis': (subspace.basis, (FORGET,), {'energy': 0.9}, {'max_rank': 2}),
+    'subspace.orthonormal': (subspace.orthonormal, (FORGET,), {'tolerance': 1e-3}, {}),
+    'subspace.union': (subspace.union, (FRAMES, FRAMES_MASK), {}, {}),
+    'subspace.cosine_sine': (
+        subspace.cosine_sine, (FRAME, FRAME2),
+        {'forget_mask': np.array([1, 0, 1]), 'retain_mask': np.array([1, 1])}, {}),
+    'subspace.pairwise': (
+        subspace.pairwise, (FRAME2, FRAMES),
+        {'forget_mask': np.array([0, 1]), 'retain_masks': FRAMES_MASK}, {}),
+    'subspace.exclusive': (
+        subspace.exclusive, (np.float32([0.9, 0.2]), np.float32([0.4, 0.9]), FRAME2),
+        {'threshold': 0.5}, {}),
+    'subspace.exclusive:soft': (
+        subspace.exclusive, (np.float32([0.9, 0.2]), np.float32([0.4, 0.9]), FRAME2), {},
+        {'soft': True}),
+    'subspace.principal_angles': (
+        subspace.principal_angles, (FRAME, FRAME2),
+        {'first_mask': np.array([1, 0, 1]), 'second_mask': np.array([1, 1])}, {}),
+    'subspace.entanglement': (subspace.entanglement, (FRAMES, FRAMES_MASK), {}, {}),
+    'subspace.captured_energy': (subspace.captured_energy, (CLIENTS.T, FRAME), {}, {}),
+    'subspace.project_out': (subspace.project_out, (PARAMS, FRAME), {}, {}),
+    'ease.local_loss': (ease.local_loss, (X, X2, SCALE), {'where': WHERE}, {}),
+    'ease.bilateral_displacement': (
+        ease.bilateral_displacement, PAIRS,
+        {'temperature': 0.5, 'weights': (1.0, 0.5, 2.0), 'where': WHERE}, {}),
+    'ease.bilateral_displacement:uniform': (
+        ease.bilateral_displacement, PAIRS, {'temperature': 0.5}, {'reference': 'uniform'}),
+    'ease.neg_nce': (ease.neg_nce, (X, X2, SCALE), {'where': WHERE}, {}),
+    'ease.uce': (ease.uce, (X, X2, SCALE), {'where': WHERE}, {}),
+    'ease.hinge': (
+        ease.hinge, PAIRS[:4], {'margin': 0.1, 'weights': (1.0, 0.5, 2.0), 'where': WHERE}, {}),
+    'ease.server_round': (ease.server_round, (PARAMS, LOCKED, DELTA, FRAME, FRAME2), {}, {}),
+    'ease.excise': (ease.excise, (PARAMS, LOCKED, FRAME), {'fraction': 0.5}, {}),
+    'ease.forget_lock': (
+        ease.forget_lock, (PARAMS, LOCKED, FRAME), {'step_size': 0.1, 'strength': 5.0}, {}),
+    'ease.automatic_strength': (
+        ease.automatic_strength, (CLIENTS, DELTA, FRAME),
+        {'fraction': 0.1, 'where': np.array([1, 0, 1])}, {}),
+    'federated.orthogonal_direction': (
+        federated.orthogonal_direction, (PARAMS, CLIENTS),
+        {'tolerance': 1e-2, 'where': np.array([1, 0, 1])}, {}),
+    'federated.without_return': (federated.without_return, (PARAMS, DELTA), {}, {}),
+    'federated.project_on_ball': (
+        federated.project_on_ball, (PARAMS, LOCKED), {'radius': 0.5}, {}),
     'dlfd.ot_distance': (
         dlfd.ot_distance, (X, Y), {'epsilon': 0.1, 'x_where': WHERE, 'y_where': FORGET_WHERE},
         {'max_iterations': 5}),
