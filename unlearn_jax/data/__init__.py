@@ -5,8 +5,8 @@ Sub-modules load on first use; none of them imports a data package before a sour
 
 import importlib
 
-_MODULES = ('builders', 'fields', 'pairs', 'sources', 'splits', 'streams', 'text_transforms',
-            'transforms')
+_MODULES = ('builders', 'clients', 'fields', 'pairs', 'sources', 'splits', 'streams',
+            'text_transforms', 'transforms')
 __all__ = _MODULES
 
 

@@ -10,11 +10,13 @@ class Entry(NamedTuple):
     needs: what it holds and what it needs, in a line.
     module: of `data.builders`, imported when the set is asked for: most need tensorflow_datasets.
     function: of the module, (data_dir, cache_dir, image_size) -> Source.
+    drawn: the data are random numbers; the function takes their `seed` besides.
   """
 
   needs: str
   module: str
   function: str = 'source'
+  drawn: bool = False
 
 
 # module of `data.builders` -> what it generates files for
@@ -56,6 +58,13 @@ ENTRIES = {
     'digits': Entry(
         '1,797 digits of 8x8, 10 classes; needs scikit-learn, no download',
         'packaged', 'digits'),
+    'factor_pairs': Entry(
+        '1,536 pairs of features drawn by config.data.seed, of 6 clients that share 30 % of the '
+        'first one\'s factors; a toy federation', 'factor_pairs', drawn=True),
+    'factor_pairs_apart': Entry(
+        'likewise, of clients that share none of them', 'factor_pairs', 'apart', drawn=True),
+    'factor_pairs_half': Entry(
+        'likewise, of clients that share half of them', 'factor_pairs', 'half', drawn=True),
     'fashion_mnist': Entry(
         '70,000 articles of 28x28, 10 classes; config.data_dir, or a download', 'fashion_mnist'),
     'flickr30k': Entry(

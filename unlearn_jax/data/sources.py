@@ -78,6 +78,7 @@ class Source:
     attribution: who made the data and under which licence; shown in every report.
     class_names: [num_classes] in the order of the labels, where the classes have names.
     note: what was left out when the data were read and why; '' if nothing was.
+    backbone: parameters of a model that was trained elsewhere, where the data bring one.
   """
 
   name: str
@@ -87,6 +88,7 @@ class Source:
   attribution: str
   class_names: tuple[str, ...] = ()
   note: str = ''
+  backbone: Any = None
 
   def __len__(self) -> int:
     return len(self.identity)
@@ -208,7 +210,7 @@ def get(name: str, *, data_dir: str = '', label_noise: float = 0.0, seed: int = 
     label_noise: share of class labels replaced by uniformly random classes, in [0, 1). The field
       `noisy` marks them; one in `num_classes` is replaced by the label that it had. Without noise,
       small clean sets give a model hardly anything to memorise, and so nothing to forget.
-    seed: of the label noise.
+    seed: of the label noise, and of data that are drawn.
     image_size: height and width of the pictures, by area averaging (faces: by the bilinear filter
       that their benchmarks use; pictures with captions, but pictograms: CLIP's evaluation
       transform); None keeps the native size (`omniglot`: 32, from 105; `openmoji`: 32; other
@@ -228,7 +230,8 @@ def get(name: str, *, data_dir: str = '', label_noise: float = 0.0, seed: int = 
   entry = _catalogue.ENTRIES[name]
   module = importlib.import_module(f'unlearn_jax.data.builders.{entry.module}')
   load = getattr(module, entry.function)
-  source = load(os.path.expanduser(data_dir), os.path.join(cache_dir(), 'tfds'), image_size)
+  source = load(os.path.expanduser(data_dir), os.path.join(cache_dir(), 'tfds'), image_size,
+                **({'seed': seed} if entry.drawn else {}))
   source = _with_label_noise(source, label_noise, seed)
   source.validate()
   return source

@@ -18,6 +18,7 @@ _FACTORIES = {
     'cnn': ('cnn', 'cnn'),
     'densenet121': ('densenet', 'densenet121'),
     'efficientnet_b0': ('efficientnet', 'efficientnet_b0'),
+    'linear_towers': ('linear_towers', 'linear_towers'),
     'mlp': ('mlp', 'mlp'),
     'resnet18': ('resnet', 'resnet18'),
     'resnet34': ('resnet', 'resnet34'),
@@ -27,7 +28,8 @@ _FACTORIES = {
 }
 _MODULES = ('archive', 'audio_visual', 'av_events', 'clip', 'clip_keys', 'clip_tokenizer',
             'clip_towers', 'cnn', 'contract', 'convert', 'cpu_conv', 'densenet', 'efficientnet',
-            'layers', 'mlp', 'order', 'resnet', 'surgery', 'token_fusion', 'vit')
+            'layers', 'linear_towers', 'lora', 'mlp', 'order', 'resnet', 'surgery', 'token_fusion',
+            'vit')
 __all__ = ('arguments', 'factory', 'get', 'names', *_MODULES)
 
 
