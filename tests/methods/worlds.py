@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from tests.methods import federation_toy
 from unlearn_jax import methods
 from unlearn_jax import models
 from unlearn_jax import types
@@ -91,7 +92,20 @@ def multimodal(forget: int = 12) -> World:
                multimodal_toy.feed(**sizes))
 
 
-WORLDS = {'classification': classification, 'image_text': image_text, 'multimodal': multimodal}
+@functools.cache
+def federated() -> World:
+  """Eight clients over linear towers, after two rounds; the first one leaves."""
+  model, roster = federation_toy.network(), federation_toy.roster(clients=BATCH)
+  context = {'example': federation_toy.example(), 'roster': roster}
+  feed = federation_toy.feed(clients=BATCH)
+  trained = methods.get('federate')(model, **context, rounds=2, role='train', optimizer='sgd',
+                                    learning_rate=0.1)
+  return World(model, federation_toy.run(trained, federation_toy.variables(), feed).variables,
+               context, feed)
+
+
+WORLDS = {'classification': classification, 'image_text': image_text, 'multimodal': multimodal,
+          'federated': federated}
 
 
 def world(name: str, **changes) -> World:

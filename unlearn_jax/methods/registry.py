@@ -13,7 +13,20 @@ from unlearn_jax.methods.cf_k import cf_k
 from unlearn_jax.methods.continued import continued
 from unlearn_jax.methods.contrastive import contrastive
 from unlearn_jax.methods.dlfd import dlfd
+from unlearn_jax.methods.ease import ease
 from unlearn_jax.methods.eu_k import eu_k
+from unlearn_jax.methods.fed_ascent import fed_ga
+from unlearn_jax.methods.fed_ascent import fed_osd
+from unlearn_jax.methods.fed_ascent import sfu
+from unlearn_jax.methods.fed_finetune import fed_finetune
+from unlearn_jax.methods.fed_history import fed_eraser
+from unlearn_jax.methods.fed_history import fed_recovery
+from unlearn_jax.methods.fed_history import pga
+from unlearn_jax.methods.fed_pairs import clip_erase
+from unlearn_jax.methods.fed_pairs import fed_multi_delete
+from unlearn_jax.methods.fed_parts import fed_not
+from unlearn_jax.methods.fed_parts import fused
+from unlearn_jax.methods.federate import federate
 from unlearn_jax.methods.finetune import finetune
 from unlearn_jax.methods.gradient_ascent import gradient_ascent
 from unlearn_jax.methods.gradient_ascent import relabelling
@@ -66,12 +79,28 @@ TASKS: Mapping[str, Mapping[str, Callable[..., types.Method]]] = {
         'multi_delete': multi_delete,
         'ccu': ccu,
     },
+    'federated': {
+        'federate': federate,
+        'fed_finetune': fed_finetune,
+        'fed_ga': fed_ga,
+        'pga': pga,
+        'fed_eraser': fed_eraser,
+        'fed_recovery': fed_recovery,
+        'sfu': sfu,
+        'fed_osd': fed_osd,
+        'fed_not': fed_not,
+        'fused': fused,
+        'fed_multi_delete': fed_multi_delete,
+        'clip_erase': clip_erase,
+        'ease': ease,
+    },
 }
+LABELLED = ('classification', 'multimodal')  # kinds of task whose methods learn labels
 METHODS = {name: factory for methods in TASKS.values() for name, factory in methods.items()}
 
 # Facts about the data that whoever runs a method fills in; they are no settings.
 CONTEXT = ('example', 'retain_steps', 'forget_steps', 'train_steps', 'batch_size', 'prompt_slots',
-           'other')
+           'other', 'roster')
 
 # `budget='dlfd'`: one or two epochs for everybody, as in the DLFD paper. `'original'` keeps each
 # factory's own defaults.
@@ -121,7 +150,7 @@ def arguments(name: str) -> dict[str, inspect.Parameter]:
   parameters = inspect.signature(METHODS[name]).parameters.values()
   found = {p.name: p for p in parameters
            if p.kind is inspect.Parameter.KEYWORD_ONLY and p.name not in CONTEXT}
-  if name in TASKS['image_text']:
+  if not any(name in TASKS[kind] for kind in LABELLED):
     return found  # recovery learns labels
   found['recover'] = inspect.Parameter('recover', inspect.Parameter.KEYWORD_ONLY, default=0.0,
                                        annotation=float)
