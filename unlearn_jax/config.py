@@ -10,6 +10,7 @@ from typing import Any
 from ml_collections import config_dict
 
 from unlearn_jax import methods
+from unlearn_jax.data import federation as federation_lib
 from unlearn_jax.data import pairs
 from unlearn_jax.data import splits
 from unlearn_jax.methods import registry
@@ -20,13 +21,17 @@ BUILTIN = ('original', 'retrain')
 # Kind of task -> kinds of split, and the sections that only its configs have.
 SPLITS = {'classification': splits.KINDS,
           'image_text': {'planted': pairs.split, 'unlabelled': pairs.unlabelled},
-          'multimodal': splits.KINDS}
+          'multimodal': splits.KINDS,
+          'federated': {'federation': federation_lib.split}}
 SECTIONS = {
     'classification': {},
     'image_text': {'text': {'prompt_slots': 8, 'share': 1.0, 'eda': (), 'wordnet': '',
                             'templates': 'imagenet', 'candidates': 64}},
     'multimodal': {'modalities': {'reading': 'shapley', 'stop_on': 'validation', 'stop_every': 10,
-                                  'shadows': 0}}}
+                                  'shadows': 0}},
+    'federated': {'federation': {
+        'rank': 8, 'alpha': 16.0, 'lora_mode': 'full', 'local_epochs': 1, 'participation': 1.0,
+        'post_rounds': 10, 'relearn_rounds': 10, 'backbone': {}}}}
 
 
 def experiment(*, name: str, data: Mapping[str, Any], split: Mapping[str, Any], model: str,
@@ -36,7 +41,8 @@ def experiment(*, name: str, data: Mapping[str, Any], split: Mapping[str, Any], 
                audit: Mapping[str, Any] | None = None,
                cases: Mapping[str, Mapping[str, Any]] | None = None,
                task: str = 'classification', text: Mapping[str, Any] | None = None,
-               modalities: Mapping[str, Any] | None = None, **settings
+               modalities: Mapping[str, Any] | None = None,
+               federation: Mapping[str, Any] | None = None, **settings
                ) -> config_dict.ConfigDict:
   """A locked, typed config.
 
@@ -47,7 +53,8 @@ def experiment(*, name: str, data: Mapping[str, Any], split: Mapping[str, Any], 
     data: `name` of a source, and any of `label_noise`, `seed`, `image_size`, `augment`, and
       `normalize` (a name in `models.contract.STATISTICS`; pictures stay in [0, 1]).
     split: `kind` (`identity`, `class`, `random`, `owner`, `published`; of pairs `planted`,
-      `unlabelled`), `seed`, and that kind's arguments, see `data.splits` and `data.pairs.split`.
+      `unlabelled`; of federations `federation`), `seed`, and that kind's arguments, see
+      `data.splits`, `data.pairs.split` and `data.federation.split`.
     model: a registered model.
     model_args: its arguments.
     train: the recipe of the original and the retrained model: settings of `retrain` (of pairs:
@@ -63,8 +70,9 @@ def experiment(*, name: str, data: Mapping[str, Any], split: Mapping[str, Any], 
       retained units that plays the forget set.
     audit: `retrained`, the seeds of the retrained models that `unlearn-jax audit` compares with.
     cases: case -> nested changes of this config: the experiment is run once per case.
-    task: kind of task, `classification`, `image_text` or `multimodal`; it decides which methods,
-      splits and metrics there are, and by which method original and retrained model are trained.
+    task: kind of task, `classification`, `image_text`, `multimodal` or `federated`; it decides
+      which methods, splits and metrics there are, and by which method original and retrained model
+      are trained.
     text: of image-text tasks: `prompt_slots`, the length of a negative prompt; `share` of the
       training pairs that is at hand when a trained model unlearns; `eda`, operations
       that change negative captions (see `data.text_transforms`), and `wordnet`, the directory of
@@ -74,6 +82,12 @@ def experiment(*, name: str, data: Mapping[str, Any], split: Mapping[str, Any], 
       `stop_on`, the data of CCU's stopping rule (`validation`; `test` is the paper's; '' for none)
       and `stop_every`, the steps between two looks; `shadows`, how many shadow models the member
       prediction attack trains (0: only the administrator's attack).
+    federation: of federated tasks: `rank`, `alpha` and `lora_mode` (`full`, `ffa`) of the adapters;
+      `local_epochs` of a client in a round and `participation`, the share of clients that take part;
+      `post_rounds`, the ordinary rounds after unlearning over which regrowth is measured, and
+      `relearn_rounds`, those in which a tenth of the forgotten data comes back (0: neither);
+      `backbone`, the recipe of `contrastive` that trains the frozen backbone on public records,
+      with its `batch_size` (empty: the data bring one).
     **settings: the remaining top-level fields, see the code.
 
   Raises:
@@ -112,7 +126,8 @@ def experiment(*, name: str, data: Mapping[str, Any], split: Mapping[str, Any], 
   _update(config.tune, tune or {}, 'tune')
   _update(config.audit, audit or {}, 'audit')
   for section, values, kind in (('text', text, 'image_text'),
-                                ('modalities', modalities, 'multimodal')):
+                                ('modalities', modalities, 'multimodal'),
+                                ('federation', federation, 'federated')):
     if values and section not in config:
       raise ValueError(f'config.{section} belongs to {kind} tasks, this is one of {task}')
     if values:

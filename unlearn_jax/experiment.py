@@ -151,7 +151,7 @@ def _run(task: tasks.Task, as_json: Mapping[str, Any]) -> dict[str, Any]:
       if seed == config.seeds[0]:
         lines = [line for line in log.read(directory) if 'loss' in line]
         curves[row] = {key: [line[key] for line in lines] for key in ('step', 'loss')}
-  task.compare(table)
+  task.compare(table, arrays)
   results = {
       'config': as_json, 'split_hash': task.splits.hash, 'versions': versions(),
       'attribution': task.source.attribution,

@@ -5,6 +5,7 @@ import os
 from typing import Any
 
 from unlearn_jax.evals import embeddings
+from unlearn_jax.evals import federated
 from unlearn_jax.evals import figures
 from unlearn_jax.evals import multimodal
 from unlearn_jax.evals import render
@@ -77,6 +78,20 @@ TABLES = {
         ('Early stopping', ('steps_taken',), (
             'Share of its step limit that a row used before its visual accuracy on the unlearn set '
             'fell below the held-out one (CCU section 5.1.3); 1 if it never did.'))),
+    'federated': (
+        ('After further rounds', ('R@1/forget_later', 'gap/forget_later', 'regrowth', 'drift/image',
+                                  'drift/text', 'relearn_rounds'), (
+            'What ordinary rounds of the clients that stay write back, and how many rounds on a '
+            'tenth of the forgotten pairs bring back 90 % of the original F-R@1 (n/a: not within '
+            'the rounds that were tried).')),
+        ('Both directions on the forgotten pairs', (
+            'image_to_text/R@1/forget', 'text_to_image/R@1/forget', 'image_to_text/R@5/forget',
+            'text_to_image/R@5/forget', 'R@5/forget'), 'Recall within the forgotten pairs.'),
+        ('Membership', ('mia_auc/unseen', 'gap/mia', 'loss_gap'), (
+            'The loss of a pair is 1 - its cosine.')),
+        ('Federated cost', ('rounds', 'megabytes'), (
+            'Rounds of a row itself, and what the adapters of the clients that stay cost to send '
+            'up and down.'))),
 }
 
 
@@ -219,8 +234,30 @@ def _multimodal_figures(results, panels) -> tuple[render.Figure, ...]:
                     'nearest.'))
 
 
+def _federated_figures(results, panels) -> tuple[render.Figure, ...]:
+  shown = (render.Figure(figures.ranking(results),
+                         'Mean of the gaps to the retrained model in R@1 on both sides; smaller is '
+                         'better. Bars: mean; whiskers: standard deviation; dots: seeds.'),)
+  rows = {results_lib.display(name): part for name, part in panels.items() if 'regrowth' in part}
+  locked = {name: part for name, part in rows.items() if 'drift_image' in part}
+  if rows:
+    shown += (render.Figure(federated.curves(rows, {'regrowth': 'F-R@1'}),
+                            'F-R@1 over ordinary rounds after unlearning, one seed.'),)
+  if 'entanglement_image' in panels.get('original', {}):
+    shown += (render.Figure(federated.heat_map({
+        branch: panels['original'][f'entanglement_{branch}'] for branch in federated.BRANCHES}),
+                            'Entanglement of the clients in the original model, one seed: mean '
+                            'squared cosine of the principal angles between the update subspaces '
+                            'of two clients; 0 is orthogonal, 1 nested.'),)
+  if locked:
+    shown += (render.Figure(federated.curves(locked, {
+        'drift_image': 'drift, image branch', 'drift_text': 'drift, text branch'}),
+                            'Drift along the forget-exclusive directions, one seed.'),)
+  return shown
+
+
 FIGURES = {'classification': _classification_figures, 'image_text': _image_text_figures,
-           'multimodal': _multimodal_figures}
+           'multimodal': _multimodal_figures, 'federated': _federated_figures}
 
 
 def _figure_sections(results, arrays, curves) -> list[render.Section]:

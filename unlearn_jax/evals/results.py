@@ -82,12 +82,13 @@ def display(name: str) -> str:
 
 
 def best(results: Mapping[str, Any]) -> str | None:
-  """The approximate method with the highest mean of the view's metric; None if none has one."""
+  """The approximate method with the best mean of the view's metric; None if none has one."""
   view = views.of(results)
   means = {name: value(results, name, view.best)['mean'] for name in ordered(results['methods'])
            if name not in ANCHORS and not name.startswith(view.beside)}
   able = {name: mean for name, mean in means.items() if mean is not None}
-  return max(able, key=able.get) if able else None
+  choose = min if views.METRICS[view.best].ideal == 'lower' else max
+  return choose(able, key=able.get) if able else None
 
 
 def value(results: Mapping[str, Any], name: str, metric: str) -> dict[str, Any]:

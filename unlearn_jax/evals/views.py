@@ -74,6 +74,27 @@ METRICS = {
         ('accuracy_other/test', 'Kept modality, test'),
         ('accuracy_visual/forget', 'Visual, unlearn'),
         ('member/admin/forget', 'Member, admin, unlearn'))},
+    'R@1/forget': Metric('F-R@1', 'as retrained'),
+    'R@5/forget': Metric('F-R@5', 'as retrained'),
+    'R@1/kept': Metric('R-R@1', 'as retrained'),
+    'R@1/test': Metric('T-R@1', 'higher'),
+    'gap/forget': Metric('Gap F', 'lower'),
+    'gap/kept': Metric('Gap R', 'lower'),
+    'gap/mean': Metric('Mean gap', 'lower'),
+    'gap/mia': Metric('Gap of the attack', 'lower'),
+    'gap/forget_later': Metric('Gap F, later', 'lower'),
+    'swap/image': Metric('Swap (image, text*)', 'as retrained'),
+    'swap/text': Metric('Swap (image*, text)', 'as retrained'),
+    'R@1/forget_later': Metric('F-R@1, later', 'as retrained'),
+    'regrowth': Metric('Regrowth', '0'),
+    'drift/image': Metric('Drift, image', '0'),
+    'drift/text': Metric('Drift, text', '0'),
+    'relearn_rounds': Metric('Rounds to relearn', 'as retrained'),
+    'rounds': Metric('Rounds', 'lower'),
+    'megabytes': Metric('Megabytes sent', 'lower'),
+    **{f'{way}/R@{k}/{split}': Metric(f'{label} R@{k}, {split}', ideal)
+       for way, label in (('image_to_text', 'Image to text'), ('text_to_image', 'Text to image'))
+       for split, k, ideal in (('forget', 1, 'as retrained'), ('forget', 5, 'as retrained'))},
 }
 CLASSIFICATION = ('accuracy/test', 'accuracy/forget', 'forgetting_score[benchmark]',
         'forgetting_floor[benchmark]', 'nomus', 'mia_auc/unseen', 'loss_gap')
@@ -81,7 +102,10 @@ IMAGE_TEXT = ('mean_recall/test', 'image_to_text/R@1/test', 'text_to_image/R@1/t
               'zero_shot/top1', 'linear_probe/top1', 'match/forget', 'mia_auc/unseen')
 MULTIMODAL = ('accuracy/test', 'accuracy_other/test', 'accuracy_visual/test',
               'accuracy_visual/forget', 'upg', 'cmsg', 'member/admin/forget', 'mia_auc/unseen')
-SIGNED = ('loss_gap', 'upg', 'cmsg', *(name for name in METRICS if name.startswith('gap_masked/')))
+FEDERATED = ('R@1/forget', 'R@1/kept', 'R@1/test', 'gap/forget', 'gap/kept', 'gap/mean',
+             'swap/image', 'swap/text', 'mia_auc/unseen')
+SIGNED = ('regrowth', 'loss_gap', 'upg', 'cmsg',
+          *(name for name in METRICS if name.startswith('gap_masked/')))
 
 
 # Percent over the retrained model of the same seed -> the metric that is compared: for these the
@@ -94,7 +118,7 @@ class View(NamedTuple):
 
   Attributes:
     main: metrics of the main table.
-    best: the metric by which methods are ranked; larger is better.
+    best: the metric by which methods are ranked; larger is better, unless its ideal is `lower`.
     across: metrics of the tables and figures over cases.
     beside: methods whose rows are no candidates: they train from scratch on other data.
   """
@@ -112,7 +136,10 @@ VIEWS = {
         'mean_recall/test', 'zero_shot/top1', 'linear_probe/top1', 'match/forget'), ('contrastive',)),
     'multimodal': View(MULTIMODAL, 'upg', (
         'accuracy/test', 'accuracy_other/test', 'accuracy_visual/forget', 'upg', 'cmsg'),
-                       ('retrain',))}
+                       ('retrain',)),
+    'federated': View(FEDERATED, 'gap/mean', (
+        'R@1/forget', 'R@1/kept', 'gap/forget', 'gap/kept', 'gap/mean', 'swap/image', 'swap/text',
+        'R@1/forget_later', 'regrowth', 'drift/image', 'drift/text'))}
 
 
 def kind(results: Mapping[str, Any]) -> str:

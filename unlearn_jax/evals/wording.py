@@ -59,9 +59,27 @@ def _multimodal(parts: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
         if stop else ()))
 
 
+def _federated(parts: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+  chosen = parts[0]['config']['federation']
+  return (
+      '**R@1**: mean of image to text and text to image. **F-R@1**: the forgotten training pairs '
+      'within themselves; **R-R@1**: mean over the clients that stay of their own test pairs; '
+      '**T-R@1**: all test pairs. Ties count against the model.',
+      '**Gap**: |unlearned - retrained| of the same seed. F-R@1 far below the retrained one is '
+      'over-forgetting, and an error like the opposite.',
+      '**Swap**: F-R@1 of one branch of the unlearned model with the other branch as it was before '
+      '(*). A branch that unlearning left alone still carries the forgotten pairs.',
+      '**Retrained**: the federation from the same first adapters without the forgotten pairs, for '
+      'as many rounds as the others took in all.',
+      f'**Later** and **regrowth**: after {chosen["post_rounds"]} further ordinary rounds of the '
+      'clients that stay, under the lock where a method leaves one. **Drift**: how far these rounds '
+      'moved along the forget-exclusive directions of the original history.',
+      '**Loss attack AUC**: chance that a forgotten pair is more similar than an unseen one.')
+
+
 # Kind of task -> what its numbers mean, and what they cannot show.
 CONVENTIONS = {'classification': _classification, 'image_text': lambda parts: _IMAGE_TEXT,
-               'multimodal': _multimodal}
+               'multimodal': _multimodal, 'federated': _federated}
 LIMITS = {
     'classification': (
         'The attack sees one number per record, the loss. A score near the floor means that this '
@@ -71,7 +89,10 @@ LIMITS = {
     'image_text': (),
     'multimodal': (
         'The accuracy of a modality alone is what is left when the other one is withheld; the model '
-        'was never trained that way, and the readings differ.',)}
+        'was never trained that way, and the readings differ.',),
+    'federated': (
+        'EASE is re-implemented from its abstract: the equations marked ours are ours, and these '
+        'numbers stand beside none of the paper\'s.',)}
 _UNBALANCED = 0.05  # a no-signal floor above this dominates the score
 
 
@@ -95,6 +116,11 @@ OBJECTIVES = {
         'They were chosen by the mean absolute gap to a model retrained without the forget set of '
         'the trials (lower is better), in forget and validation accuracy, attack AUC, visual '
         'accuracy on both and accuracy of the kept modality on validation data.')),
+    'recall_gap': Objective('Mean gap to retrained', (
+        'They were chosen by the mean of both gaps in R@1 to a federation retrained without the '
+        'trials\' forget set (lower is better).'), (
+        'What this report forgets was taken out of the federation, and another client (category) '
+        'was forgotten: {records} pairs; the clients that stay were judged by validation pairs.')),
     'mean_recall': Objective('Mean recall, validation', (
         'They were chosen by the mean recall on validation pairs (higher is better).'), (
         'Trials run on the training pairs themselves: no method is told which of them are '
@@ -111,7 +137,11 @@ def question(results: Mapping[str, Any]) -> str:
            'owner': 'training records of the chosen identities; held-out records are of all',
            'random': 'single records, drawn at random',
            'planted': 'training pairs that were given one another\'s captions; methods are not '
-                      'told which'}
+                      'told which',
+           'federation': {'client': 'all training pairs of one client', 'concept':
+                          'the training pairs of one category, at all clients', 'sample':
+                          'a share of one client\'s training pairs'}.get(
+                              config.get('split', {}).get('scenario'))}
   parts = ['Does a model, after unlearning, behave as if it had never seen the forgotten records, '
            'and is it still good?']
   if data.get('name'):

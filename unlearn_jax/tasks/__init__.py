@@ -1,6 +1,7 @@
 """Kinds of task: what an experiment forgets from, and how that is fed, measured and audited."""
 
 from unlearn_jax.tasks import classification
+from unlearn_jax.tasks import federated
 from unlearn_jax.tasks import image_text
 from unlearn_jax.tasks import multimodal
 from unlearn_jax.tasks.base import Objective
@@ -15,7 +16,7 @@ __all__ = ('KINDS', 'Objective', 'Task', 'anchor', 'cache_dir', 'load', 'row_dir
            'row_settings', 'train_row')
 
 KINDS = {'classification': classification.load, 'image_text': image_text.load,
-         'multimodal': multimodal.load}
+         'multimodal': multimodal.load, 'federated': federated.load}
 
 
 def load(config, workdir: str) -> Task:

@@ -91,6 +91,11 @@ class Task(abc.ABC):
   def streams(self, seed: int) -> dict[str, types.Stream]:
     """All streams that phases may name."""
 
+  @property
+  def recipe(self) -> dict[str, Any]:
+    """What a trained original or retrained model depends on beside settings, data and model."""
+    return {}
+
   def monitor(self) -> types.Evaluator:
     """What gives the signals that phases read."""
     raise ValueError(f'{type(self).__name__} tasks have no signals for methods that read some')
@@ -111,14 +116,13 @@ class Task(abc.ABC):
   def audited(self) -> tuple[Callable, dict[str, dict[str, Any]]]:
     """`apply` with logits as output, and split -> fields with labels, as an audit takes them."""
 
-  def compare(self, rows: Mapping[str, list[dict[str, Any]]]) -> None:
-    """Adds metrics that compare rows with one another, seed by seed, to `rows[ROW][SEED]`."""
-    del rows
+  def compare(self, rows: Mapping[str, list[dict[str, Any]]],
+              arrays: Mapping[tuple[str, int], Mapping[str, np.ndarray]]) -> None:
+    """Adds metrics that compare rows with one another, seed by seed, to `rows[ROW][INDEX]`.
 
-  def figures(self, models: Mapping[str, types.Variables]) -> dict[str, tuple[str, str]]:
-    """Further figures of the report, from one model per row: title -> (SVG, caption)."""
-    del models
-    return {}
+    `arrays[ROW, SEED]` are those that `measure` gave.
+    """
+    del rows, arrays
 
   def for_row(self, row: str) -> 'Task':
     """The task as a row sees it."""
@@ -192,7 +196,7 @@ def anchor(task: Task, row: str, seed: int) -> tuple[types.Variables, dict[str, 
            'settings': json.loads(json.dumps(settings)), 'seed': seed, 'devices': task.mesh.size,
            'version': unlearn_jax.__version__, 'augment': config['data']['augment'],
            **({'normalize': config['data']['normalize']} if config['data']['normalize'] else {}),
-           **{key: config[key] for key in ('model', 'model_args', 'batch_size')}}
+           **{key: config[key] for key in ('model', 'model_args', 'batch_size')}, **task.recipe}
   directory = os.path.join(cache_dir(task.config), 'models',
                            f'{row}-{workdir_lib.fingerprint(facts)}')
   fresh = task.model.init(jax.random.key(seed), task.example)

@@ -150,8 +150,9 @@ class Multimodal(classification.Classification):
     return metrics, {**losses, 'visual_embedding': retain['image_embedding'].astype(np.float16),
                      'label': retain['label'], 'nearest': placed['destinations']}
 
-  def compare(self, rows) -> None:
+  def compare(self, rows, arrays) -> None:
     """UPG and CMSG against the retrained model, and gaps to the one retrained on masked pictures."""
+    del arrays
     masked = next((row for row in rows if from_scratch(row) and row not in config_lib.BUILTIN),
                   None)
     for row, per_seed in rows.items():
