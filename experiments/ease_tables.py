@@ -15,7 +15,7 @@ COLUMNS = {
     'R@1/forget': 'F-R@1', 'R@1/kept': 'R-R@1', 'gap/forget': 'Gap F', 'gap/kept': 'Gap R',
     'gap/forget_later': 'Gap F after 60 rounds', 'swap/image': 'swap (v, t*)',
     'swap/text': 'swap (v*, t)', 'drift/image': 'drift, image', 'drift/text': 'drift, text'}
-SHARES = ('0.3', '0')
+SHARES = ('share30', 'share0')
 
 
 class Ordering(NamedTuple):
@@ -29,7 +29,7 @@ def values(results, share: str, row: str, metric: str) -> np.ndarray:
   """A metric over draws, [D], in percent where it is a share; NaN where there is none."""
   found = []
   for case, part in results['cases'].items():
-    if case.split('/')[0] == share:
+    if case.split('-')[0] == share:
       metrics = part['methods'][row]['metrics']
       found += [np.nan if value is None else value
                 for value in metrics.get(metric, {'values': [None]})['values']]
@@ -42,25 +42,25 @@ def orderings(results) -> list[Ordering]:
     return float(np.nanmean(values(results, share, row, metric)))
 
   def more(share, row, metric, margin):
-    return Ordering(f'share {share}: {COLUMNS[metric]} of {row} at least {margin:g} above ease',
+    return Ordering(f'{share}: {COLUMNS[metric]} of {row} at least {margin:g} above ease',
                     mean(share, row, metric) - mean(share, 'ease', metric) - margin)
 
   found = [more(share, row, metric, margin)
-           for share, metric, margin in (('0.3', 'gap/forget', 3), ('0', 'gap/forget_later', 5))
+           for share, metric, margin in (('share30', 'gap/forget', 3), ('share0', 'gap/forget_later', 5))
            for row in ('ease-no_decomposition', 'ease-no_lock')]
-  found.append(more('0.3', 'fed_finetune', 'gap/forget', 15))
+  found.append(more('share30', 'fed_finetune', 'gap/forget', 15))
   for share in SHARES:
-    found.append(Ordering(f'share {share}: Gap R of ease at most 2',
+    found.append(Ordering(f'{share}: Gap R of ease at most 2',
                           2 - mean(share, 'ease', 'gap/kept')))
     for branch in ('image', 'text'):
       metric = f'drift/{branch}'
       found.append(Ordering(
-          f'share {share}: {COLUMNS[metric]}, of ease below a tenth of that without lock',
+          f'{share}: {COLUMNS[metric]}, of ease below a tenth of that without lock',
           0.1 * mean(share, 'ease-no_lock', metric) - mean(share, 'ease', metric)))
       other = {'image': 'text', 'text': 'image'}[branch]
-      found.append(Ordering(f'share {share}: {COLUMNS[f"swap/{other}"]} of ease-{branch} at least 99',
+      found.append(Ordering(f'{share}: {COLUMNS[f"swap/{other}"]} of ease-{branch} at least 99',
                             mean(share, f'ease-{branch}', f'swap/{other}') - 99))
-      found.append(Ordering(f'share {share}: {COLUMNS[f"swap/{branch}"]} of ease at most 95',
+      found.append(Ordering(f'{share}: {COLUMNS[f"swap/{branch}"]} of ease at most 95',
                             95 - mean(share, 'ease', f'swap/{branch}')))
   return found
 
@@ -71,7 +71,7 @@ def markdown(results) -> str:
   for share in SHARES:
     rows = next(iter(results['cases'].values()))['methods']
     draws = len(values(results, share, 'original', 'R@1/forget'))
-    lines += [f'Share {share}: mean ± standard deviation over {draws} draws of data and adapters; '
+    lines += [f'{share}: mean ± standard deviation over {draws} draws of data and adapters; '
               'R@1 and gaps in percent.', '', '| | ' + ' | '.join(COLUMNS.values()) + ' |',
               '|---' * (1 + len(COLUMNS)) + '|']
     for row in rows:

@@ -29,7 +29,7 @@ CONFIGS = {
     'classification_omniglot:original': AUDIT,
     'ncu_openmoji': BOTH, 'ncu_partial': RUN,
     'ccu_av_digits': BOTH, 'ccu_av_digits:15': BOTH, 'ccu_av_digits:voice': BOTH,
-    'ccu_av_digits:ablation': RUN, 'ccu_av_fsdd': BOTH}
+    'ccu_av_digits:ablation': RUN, 'ccu_av_fsdd': BOTH, 'ease_toy': RUN}
 JSON = {'report': 'results.json', 'audit': 'audit.json'}
 
 _DATA_DIR = flags.DEFINE_string(

@@ -17,7 +17,7 @@ Hardware:  2 CPU cores, about half an hour; `:smoke` a minute.
 
 from unlearn_jax import config
 
-SHARES = {'0.3': 'factor_pairs', '0': 'factor_pairs_apart'}
+SHARES = {'share30': 'factor_pairs', 'share0': 'factor_pairs_apart'}
 DRAWS = 8
 LOCAL = {'optimizer': 'sgd', 'learning_rate': 0.5, 'weight_decay': 0.0}
 UNPROTECTED = {'lock': 'off', 'server_projection': False}
@@ -50,7 +50,7 @@ def get_config(mode: str = ''):
   smoke = bool(mode)
   rounds, recover, train = (2, 1, 4) if smoke else (10, 10, 40)
   cases = {} if smoke else {
-      f'{share}/{draw}': {'data': {'name': name, 'seed': draw}, 'seeds': (draw,)}
+      f'{share}-{draw}': {'data': {'name': name, 'seed': draw}, 'seeds': (draw,)}
       for share, name in SHARES.items() for draw in range(DRAWS)}
   return config.experiment(
       name='ease_toy', task='federated', data={'name': 'factor_pairs'}, cases=cases,
