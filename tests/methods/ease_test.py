@@ -463,7 +463,7 @@ class RunTest(parameterized.TestCase):
         make(**settings)
 
   def test_variables_of_no_federation_or_another_one(self):
-    with self.assertRaisesRegex(ValueError, 'federate exports'):
+    with self.assertRaisesRegex(ValueError, 'collection "federation"'):
       make().init(jax.random.key(0), toy.variables())
     with self.assertRaisesRegex(ValueError, 'of 4 clients, the roster has 5'):
       make(clients=5).init(jax.random.key(0), original())

@@ -8,7 +8,6 @@ import jax.numpy as jnp
 
 from unlearn_jax import types
 from unlearn_jax.losses import ease as losses
-from unlearn_jax.losses._compiled import masked_mean
 from unlearn_jax.methods import base
 from unlearn_jax.methods import fed_clients
 from unlearn_jax.methods import federated
@@ -62,8 +61,7 @@ def fed_multi_delete(model: types.Model, *, roster, rounds: int = 5,
     return decoupling + _unimodal(student, teacher, where)
 
   def retain(student, teacher, inputs):
-    return masked_mean(jnp.mean(jnp.square(_joint(student) - _joint(teacher)), axis=1),
-                       inputs['mask'])
+    return _mean(jnp.mean(jnp.square(_joint(student) - _joint(teacher)), axis=1), inputs['mask'])
 
   return _pairs('fed_multi_delete', model, forget, retain, roster=roster, rounds=rounds,
                 forget_learning_rate=forget_learning_rate, recover_rounds=recover_rounds,
@@ -104,7 +102,7 @@ def clip_erase(model: types.Model, *, roster, rounds: int = 5, forget_learning_r
   def forget(student, teacher, inputs):
     del teacher
     image, text = (student[name] for name in _PAIR)
-    return masked_mean(jnp.sum(image * text, axis=1), inputs['mask'])
+    return _mean(jnp.sum(image * text, axis=1), inputs['mask'])
 
   def retain(student, teacher, inputs):
     image, text = (student[name] for name in _PAIR)
@@ -169,8 +167,13 @@ def partners(key: types.Array, mask: types.Array) -> types.Array:
 
 def _unimodal(student: Mapping, teacher: Mapping, where: types.Array) -> types.Array:
   """Mean squared distances of both embeddings, [B, d], over counting rows and dimensions."""
-  return sum(masked_mean(jnp.mean(jnp.square(student[name] - teacher[name]), axis=1), where)
+  return sum(_mean(jnp.mean(jnp.square(student[name] - teacher[name]), axis=1), where)
              for name in _PAIR)
+
+
+def _mean(values: types.Array, mask: types.Array) -> types.Array:
+  """Mean of [B] over counting rows; 0 if none counts."""
+  return jnp.sum(mask * values) / jnp.maximum(jnp.sum(mask), 1)
 
 
 def _joint(outputs: Mapping) -> types.Array:
