@@ -110,6 +110,14 @@ class BasisTest(Float64Test):
     updates[3, 2] = np.nan
     self.assertTrue(np.isnan(subspace.basis(updates, max_rank=8).vectors).any())
 
+  def test_vmap_decomposes_one_matrix_after_the_other(self):
+    """Two batched LAPACK calls at once can wait for each other where there are few threads."""
+    compiled = jax.jit(jax.vmap(subspace.basis)).lower(np.ones((3, 7, 2), np.float32)).compile()
+    calls = [line for line in compiled.as_text().splitlines() if 'lapack' in line]
+    self.assertNotEmpty(calls)
+    for line in calls:
+      self.assertNotRegex(line.split('custom-call(')[0], r'f32\[3,')
+
   def test_inside_scan_and_vmap(self):
     updates = np.random.default_rng(0).normal(size=(3, P, 8)) * 0.6 ** np.arange(8)
     one = lambda u: subspace.basis(u, max_rank=8)

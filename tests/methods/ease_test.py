@@ -8,6 +8,7 @@ from absl.testing import parameterized
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from tests.methods import federation_toy as toy
 from unlearn_jax.losses import ease as losses
@@ -409,6 +410,7 @@ class ForgetLockTest(parameterized.TestCase):
 
 class RunTest(parameterized.TestCase):
 
+  @pytest.mark.slow
   def test_resuming_is_bitwise(self):
     class Killed(Exception):
       pass
@@ -431,6 +433,7 @@ class RunTest(parameterized.TestCase):
     jax.tree.map(np.testing.assert_array_equal, toy.mapped(again.variables),
                  toy.mapped(whole.variables))
 
+  @pytest.mark.slow  # the contract suite compares a shorter run
   def test_one_device_against_eight(self):
     one, eight = (run(clients=8, devices=devices).variables['adapter'] for devices in (1, 8))
     for branch in BRANCHES:

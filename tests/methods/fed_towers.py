@@ -132,9 +132,9 @@ def local(theta, data, client, loss, rate, *, clip=np.inf, after=lambda theta: t
       continue
     inputs = {name: np.asarray(leaf)[client, step][rows].astype(np.float64)
               for name, leaf in data.items() if leaf.ndim > 2}
-    found = {branch: reference.gradient(
-        lambda value, branch=branch: loss({**now, branch: value}, inputs), now[branch])  # pylint: disable=cell-var-from-loop
-             for branch in now}
+    at = lambda branch, value, now=now, inputs=inputs: loss({**now, branch: value}, inputs)
+    found = {branch: reference.gradient(functools.partial(at, branch), vector)
+             for branch, vector in now.items()}
     for branch, g in clipped(found, clip).items():
       velocity[branch] = momentum * velocity[branch] + g
     now = after({branch: now[branch] - rate * velocity[branch] for branch in now})

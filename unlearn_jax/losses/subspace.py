@@ -85,12 +85,24 @@ def _noise(x: jax.Array) -> float:
   return _eps(x) ** 0.5
 
 
+# One matrix after the other, also under vmap: two batched LAPACK calls that run at the same time, as
+# those of two branches may, can take all threads of a CPU with few cores and wait for each other.
+@jax.custom_batching.sequential_vmap
+def _qr(matrix: jax.Array) -> tuple[jax.Array, jax.Array]:
+  return tuple(jnp.linalg.qr(matrix))
+
+
+@jax.custom_batching.sequential_vmap
+def _svd(matrix: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+  return tuple(jnp.linalg.svd(matrix, full_matrices=False))
+
+
 def _left_vectors(columns: jax.Array) -> tuple[jax.Array, jax.Array]:
   """Left singular vectors [P, n] and values [n], falling, up to the scale of `columns` [P, n]."""
   # Scaled: energies are squares, and those of small updates would vanish in float32.
   peak = jnp.max(jnp.abs(columns), initial=0.0)
-  q, r = jnp.linalg.qr(columns / jnp.where(peak > 0, peak, jnp.ones_like(peak)))
-  left, values, _ = jnp.linalg.svd(r, full_matrices=False)
+  q, r = _qr(columns / jnp.where(peak > 0, peak, jnp.ones_like(peak)))
+  left, values, _ = _svd(r)
   missing = columns.shape[1] - len(values)  # more columns than parameters
   return jnp.pad(_product(q, left), ((0, 0), (0, missing))), jnp.pad(values, (0, missing))
 
@@ -233,12 +245,12 @@ def cosine_sine(
   if not size:
     return CosineSine(*[jnp.zeros(0, forget.dtype)] * 2, *[forget] * 3)
   shared = lambda vectors: _product(retain, _product(retain.T, vectors))
-  q, r = jnp.linalg.qr(forget - shared(forget))
+  q, r = _qr(forget - shared(forget))
   # Padding gets a row of its own and the value 2, which no sine reaches: it cannot mix with
   # directions, comes first among the falling sines, and so last among the falling cosines.
   counts = _counts(forget_mask, size)
   padding = 2.0 * jnp.diag((~counts).astype(r.dtype))
-  left, sines, right = jnp.linalg.svd(jnp.concatenate([r, padding]), full_matrices=False)
+  left, sines, right = _svd(jnp.concatenate([r, padding]))
   valid = jnp.arange(size) < jnp.sum(counts)
   sines = jnp.where(valid, sines[::-1], 0.0)
   vectors = jnp.where(valid[None, :], _product(forget, right[::-1].T), 0.0)  # F
