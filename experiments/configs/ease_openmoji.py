@@ -3,7 +3,7 @@
 Command:   python -m experiments.run --config=experiments/configs/ease_openmoji.py \
                --workdir=runs/ease_openmoji
            Needs the extras `openmoji` and `clip`, no download. Modes: `sample`, `concept`,
-           `ablation` (of the client scenario), `anchors` (see ease_anchors.py) and `smoke`.
+           `ablation` and `anchors` (of the client scenario) and `smoke`.
 Task:      3,944 pictograms and their names; half of the base emoji are public and train the
            backbone, a CLIP of width 96 with 2 + 2 layers; the others belong to 8 clients, by
            Dirichlet(0.5) over the categories of the emoji. LoRA of rank 8 on queries and values.
@@ -11,13 +11,19 @@ Protocol:  20 rounds of one local epoch; 5 of unlearning and 5 of recovery. Four
            method, judged by the mean gap in R@1 to a federation retrained without the trials'
            forget set, in a federation without the client that leaves. Three training seeds, one
            federation.
+           `anchors` are all eight combinations of both branches or one, decomposition or none, lock
+           or none: the paper's abstract claims that all three anchors must be closed.
 Expect:    not run in full yet.
 Hardware:  2 CPU cores; `:smoke` a few minutes.
 """
 
+import functools
+import itertools
+import operator
+
 from unlearn_jax import config
 
-MODES = ('', 'sample', 'concept', 'ablation', 'smoke')
+MODES = ('', 'sample', 'concept', 'ablation', 'anchors', 'smoke')
 NETWORK = {'layout': 'openai', 'embedding': 96, 'patch': 8, 'image_width': 96, 'image_depth': 2,
            'image_heads': 4, 'text_width': 96, 'text_depth': 2, 'text_heads': 4, 'context': 24}
 LOCAL = {'optimizer': 'adamw', 'learning_rate': 1e-3, 'weight_decay': 0.01}
@@ -74,6 +80,17 @@ def ablations(ease):
   }.items()}
 
 
+def anchors(ease):
+  """EASE with each of its three parts on or off; the one branch that moves is the image's."""
+  parts = {'b': {'branches': 'image'}, 'd': {'decomposition': False}, 'l': {'lock': 'off'}}
+  found = {}
+  for chosen in itertools.product((True, False), repeat=3):
+    on = ''.join(name for name, there in zip(parts, chosen) if there)
+    off = [changes for changes, there in zip(parts.values(), chosen) if not there]
+    found[f'ease-{on or "none"}'] = functools.reduce(operator.or_, off, ease)
+  return found
+
+
 RATES = (1e-4, 3e-4, 1e-3, 3e-3)
 GRIDS = {
     'ease': {'displacement_learning_rate': RATES},
@@ -103,8 +120,9 @@ def get_config(mode: str = ''):
   scenario = mode if mode in ('sample', 'concept') else 'client'
   if scenario != 'client':
     found = {row: values for row, values in found.items() if row not in HISTORY_ONLY}
-  found = ablations(found['ease']) if mode == 'ablation' else found
-  tune = {} if smoke or mode == 'ablation' else {
+  single = {'ablation': ablations, 'anchors': anchors}
+  found = single[mode](found['ease']) if mode in single else found
+  tune = {} if smoke or mode in single else {
       'methods': {row: GRIDS[row] for row in found}, 'trials': 4, 'objective': 'recall_gap'}
   tiny = {'embedding': 32, 'image_width': 32, 'image_depth': 1, 'text_width': 32, 'text_depth': 1,
           'image_heads': 2, 'text_heads': 2}

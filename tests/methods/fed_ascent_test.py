@@ -7,6 +7,7 @@ from absl.testing import parameterized
 import numpy as np
 
 from tests.methods import fed_towers
+from tests.methods import reference
 from unlearn_jax.methods import fed_ascent
 
 FORGET_RATE = 0.3
@@ -141,6 +142,9 @@ class FedAscentTest(parameterized.TestCase):
     with self.assertRaisesRegex(ValueError, message):
       getattr(fed_ascent, name)(fed_towers.network(), roster=fed_towers.ROSTERS['client'],
                                 **{**SETTINGS, **changes})
+
+  def test_every_method_has_a_reference_step(self):
+    reference.check_covered(self, 'fed_ascent_test')
 
   def test_nothing_to_forget(self):
     roster = fed_towers.ROSTERS['client']._replace(forget=np.zeros(4, int))

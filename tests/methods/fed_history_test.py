@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from tests.methods import fed_towers
+from tests.methods import reference
 from unlearn_jax.methods import fed_history
 from unlearn_jax.models import lora
 
@@ -204,6 +205,9 @@ class FedHistoryTest(parameterized.TestCase):
   def test_bad_settings(self, name, changes, message):
     with self.assertRaisesRegex(ValueError, message):
       build(name, **changes)
+
+  def test_every_method_has_a_reference_step(self):
+    reference.check_covered(self, 'fed_history_test')
 
   def test_layers_are_factors(self):
     """What a layer of this network is: B before A, one matrix per branch."""

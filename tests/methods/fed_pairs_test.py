@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tests.methods import fed_towers
+from tests.methods import reference
 from unlearn_jax.methods import fed_pairs
 
 FORGET_RATE = 0.4
@@ -92,6 +93,9 @@ class FedPairsTest(parameterized.TestCase):
     self.check(fed_pairs.clip_erase(
         fed_towers.network(), roster=fed_towers.ROSTERS['client'], consistency=7.0, **SETTINGS),
                forget, retain)
+
+  def test_every_method_has_a_reference_step(self):
+    reference.check_covered(self, 'fed_pairs_test')
 
   def test_partners(self):
     """One cycle through the counting rows of each batch, any of them, and anew for each key."""

@@ -23,6 +23,9 @@ WHERE = {
                                   'soft_clip', 'ncu'),
     'multi_delete_test': ('multi_delete',),
     'ccu_test': ('ccu',),
+    'fed_ascent_test': ('fed_ga', 'sfu', 'fed_osd'),
+    'fed_history_test': ('fed_eraser', 'fed_recovery', 'pga'),
+    'fed_pairs_test': ('fed_multi_delete', 'clip_erase'),
 }
 START = np.array([1.5, -0.8])
 RATE, MOMENTUM, DECAY = 0.3, 0.9, 0.02
