@@ -80,7 +80,7 @@ def traffic(rounds: int, clients: int, sizes: Mapping[str, int], basis: int = 0)
 @figures.styled
 def heat_map(cosines):
   """Entanglement of clients, one panel per branch: branch -> E [K, K] in [0, 1]."""
-  figure, axes = figures.new_figure(4.0 * len(cosines), 3.4, 1, len(cosines))
+  figure, axes = figures.new_figure(9.0, 3.6, 1, len(cosines))
   for axis, (branch, values) in zip(axes[0], cosines.items()):
     shown = axis.imshow(values, vmin=0.0, vmax=1.0, cmap='viridis')
     axis.set_title(f'{branch} branch')
@@ -94,7 +94,7 @@ def heat_map(cosines):
 @figures.styled
 def curves(rows: Mapping[str, Mapping[str, Any]], names: Mapping[str, str]):
   """Curves over rounds, one panel per name: row -> {name: [T]}; `names`: name -> its axis label."""
-  figure, axes = figures.new_figure(4.4 * len(names), 3.4, 1, len(names))
+  figure, axes = figures.new_figure(9.0, 3.6, 1, len(names))
   for axis, (name, label) in zip(axes[0], names.items()):
     for index, (row, found) in enumerate(rows.items()):
       axis.plot(np.arange(len(found[name])), found[name], label=row, color=f'C{index % 10}',

@@ -139,6 +139,8 @@ def local_update(objective: Objective, tx: optax.GradientTransformation, adapter
   Returns:
     Deltas {branch: [K, P]}, and the mean loss over each client's steps, [K].
   """
+  if answered(data):
+    return {branch: data[branch] for branch in BRANCHES}, data['loss']
 
   def step(carry, inputs):
     theta, opt_state = carry
@@ -170,6 +172,8 @@ def gradients(objective: Objective, adapter: Adapter, data: types.Inputs
   Returns:
     Gradients {branch: [K, P]}, and the mean loss over each client's batches, [K].
   """
+  if answered(data):
+    return {branch: data[branch] for branch in BRANCHES}, data['loss']
 
   def add(total, inputs):
     inputs, active = _filled(inputs)
@@ -183,6 +187,15 @@ def gradients(objective: Objective, adapter: Adapter, data: types.Inputs
     return grads, loss
 
   return jax.vmap(client)(_rows(data))
+
+
+def answered(data: types.Inputs) -> bool:
+  """Whether a role holds what clients elsewhere have answered, instead of the pairs to work on.
+
+  Such a role has `image` [K, P] and `text` [K, P], the updates or gradients that were asked for,
+  `loss` [K], `weight` [K] and `part` [K]. A step is then the server's half of a round.
+  """
+  return 'loss' in data
 
 
 def _rows(data: types.Inputs) -> types.Inputs:
