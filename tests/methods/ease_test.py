@@ -178,6 +178,7 @@ class DisplacementTest(parameterized.TestCase):
       ('neg_nce', {'displacement': 'neg_nce'}), ('uce', {'displacement': 'uce'}),
       ('hinge', {'displacement': 'hinge'}), ('uniform', {'reference': 'uniform'}),
       ('probe', {'reference': 'probe'}), ('joint', {'channels': (1.0, 0.0, 0.0)}))
+  @pytest.mark.slow
   def test_variants_go_their_own_ways(self, settings):
     """Each displaces, stays finite, and differs from the default."""
     adapters = []
@@ -380,6 +381,7 @@ class ForgetLockTest(parameterized.TestCase):
       ('off', {'lock': 'off'}), ('isotropic', {'lock': 'isotropic'}),
       ('empty', {'decomposition': False}),
       ('server_only', {'displacement': 'off', 'excise': 1.0}))
+  @pytest.mark.slow
   def test_parts_switched_off(self, settings):
     method, result = make(**settings), run(**settings)
     given, found = original(), result.variables

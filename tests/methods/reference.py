@@ -25,6 +25,9 @@ WHERE = {
     'ccu_test': ('ccu',),
     'fed_ascent_test': ('fed_ga', 'sfu', 'fed_osd'),
     'fed_history_test': ('fed_eraser', 'fed_recovery', 'pga'),
+    'fed_parts_test': ('fed_not', 'fused'),
+    'federated_test': ('federate', 'fed_finetune'),
+    'ease_test': ('ease',),
     'fed_pairs_test': ('fed_multi_delete', 'clip_erase'),
 }
 START = np.array([1.5, -0.8])

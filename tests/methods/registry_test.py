@@ -2,6 +2,7 @@
 
 from absl.testing import absltest
 
+from tests.methods import federation_toy
 from unlearn_jax import methods
 from unlearn_jax.methods import registry
 
@@ -25,7 +26,7 @@ class RegistryTest(absltest.TestCase):
     for name in methods.names():
       setting = 'alpha' if name == 'ssd' else 'learning_rate'  # SSD does not train
       with self.assertRaisesRegex(ValueError, f'{name}: {setting}'):
-        methods.get(name)(None, example=None, **{setting: -1.0})
+        methods.get(name)(None, example=None, roster=federation_toy.roster(), **{setting: -1.0})
 
   def test_every_setting_is_documented(self):
     for name in methods.names():

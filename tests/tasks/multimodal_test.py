@@ -126,7 +126,7 @@ class TaskTest(absltest.TestCase):
     rows['retrain'][0]['metrics']['accuracy/test'] = 0.5
     rows['retrain'][0]['metrics']['accuracy_other/test'] = 0.25
     rows['ccu'][0]['metrics'] |= {'accuracy/test': 0.6, 'accuracy_other/test': 0.5}
-    self.task.compare(rows)
+    self.task.compare(rows, {})
     found = rows['ccu'][0]['metrics']
     self.assertContainsSubset(views.VIEWS['multimodal'].main, found)
     np.testing.assert_allclose([found['upg'], found['cmsg'], found['steps_taken']],
