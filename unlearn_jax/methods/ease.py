@@ -7,6 +7,7 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from unlearn_jax import types
 from unlearn_jax.losses import ease as losses
@@ -123,8 +124,10 @@ def ease(model: types.Model, *, roster, rounds: int = 5, recover_rounds: int = 5
   clients = len(roster.sizes)
   forgets, retains = fed_clients.owners('ease', roster), np.flatnonzero(
       ~np.asarray(roster.leaving, bool))
-  push = _push(model, displacement, displaced, reference, channels, displacement_steps,
-               federated.optimizer('ease', optimizer, displacement_learning_rate, 0.0))
+  push = displacing(
+      model, steps=displacement_steps,
+      tx=federated.optimizer('ease', optimizer, displacement_learning_rate, 0.0),
+      displacement=displacement, displaced=displaced, reference=reference, channels=channels)
   splitting = functools.partial(
       decompose, energy=energy, max_rank=max_rank, threshold=threshold, kind=exclusive_basis,
       soft=soft, rule=retain_rule) if decomposition else _nothing
@@ -289,9 +292,14 @@ def _nothing(forget: types.Array, retain: types.Array) -> tuple[types.Array, typ
   return empty, empty
 
 
-def _push(model: types.Model, displacement: str, displaced: tuple[str, ...], reference: str,
-          channels: tuple[float, float, float], steps: int, tx) -> Callable | None:
-  """`(state, frozen, forget role) -> federated.Gathered` of the clients that forget, or None."""
+def displacing(model: types.Model, *, steps: int, tx: optax.GradientTransformation,
+               displacement: str = 'bilateral', displaced: tuple[str, ...] = BRANCHES,
+               reference: str = 'backbone', channels: tuple[float, float, float] = (1.0, 1.0, 1.0)
+               ) -> Callable | None:
+  """What the clients that forget do in a round, `(state, frozen, forget role) -> Gathered`.
+
+  Arguments as `ease` has them, `tx` the optimizer of the `steps`; None if nothing is displaced.
+  """
   if displacement == 'off':
     return None
 
@@ -321,9 +329,10 @@ def _push(model: types.Model, displacement: str, displaced: tuple[str, ...], ref
                 for branch, vector in adapter.items()}
       return loss(*(embed(one, inputs) for one in (moving, frozen['original'], aim)), inputs['mask'])
 
-    order = np.arange(steps) % data['mask'].shape[1]
-    data = {name: leaf if name in federated.PER_CLIENT else leaf[:, order]
-            for name, leaf in data.items()}
+    if not federated.answered(data):
+      order = np.arange(steps) % data['mask'].shape[1]
+      data = {name: leaf if name in federated.PER_CLIENT else leaf[:, order]
+              for name, leaf in data.items()}
     return federated.gather(objective, tx, theta, data)
 
   return push
