@@ -1,6 +1,6 @@
 """A federation of processes on one machine: a SuperLink, SuperNodes and a run, on loopback.
 
-Command:   python -m experiments.flower.start rounds=10 'output="/tmp/federation.npz"'
+Command:   python -m experiments.flower.start rounds=10 'output="federation.npz"'
            Arguments change values of `[tool.flwr.app.config]` in experiments/flower/pyproject.toml.
 Needs:     pip install 'unlearn_jax[flower]'.
 Result:    the server's log, and adapters, histories and locks in `output`.
