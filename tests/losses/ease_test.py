@@ -10,6 +10,7 @@ import numpy as np
 import scipy.integrate
 import scipy.special
 
+from tests.losses.float64 import Float64Test
 from unlearn_jax.losses import ease
 from unlearn_jax.losses import subspace
 
@@ -50,16 +51,6 @@ def frames(*sizes, seed=0, size=P):
   """Orthonormal frames of R^size that are orthogonal to one another."""
   q = np.linalg.qr(np.random.default_rng(seed).normal(size=(size, sum(sizes))))[0]
   return np.split(q, np.cumsum(sizes)[:-1], axis=1)
-
-
-class Float64Test(parameterized.TestCase):
-
-  def setUp(self):
-    super().setUp()
-    self.enterContext(jax.enable_x64(True))
-
-  def assert_close(self, found, wanted, tolerance):
-    np.testing.assert_allclose(found, wanted, rtol=0, atol=tolerance)
 
 
 class DisplacementTest(Float64Test):

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.linalg
 
+from tests.losses.float64 import Float64Test
 from unlearn_jax.losses import subspace
 
 P, A, B = 40, 7, 9
@@ -41,16 +42,6 @@ def padded(vectors, places, size):
 
 def exclusive(parts, **kwargs):
   return subspace.exclusive(parts.cosines, parts.sines, parts.exclusive_vectors, **kwargs)
-
-
-class Float64Test(parameterized.TestCase):
-
-  def setUp(self):
-    super().setUp()
-    self.enterContext(jax.enable_x64(True))
-
-  def assert_close(self, found, wanted, tolerance):
-    np.testing.assert_allclose(found, wanted, rtol=0, atol=tolerance)
 
 
 class BasisTest(Float64Test):

@@ -1,14 +1,16 @@
 """How similar true pairs and others are, and what noise a selection of forget pairs caught."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 import math
 from typing import NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 
 from unlearn_jax.evals import figures
 from unlearn_jax.evals import retrieval
 
+EMBEDDINGS = ('image_embedding', 'text_embedding')
 _BLOCK = 1 << 24  # similarities held at once: 64 MiB
 _KINDS = {'positive': 'positive pair', 'negative': 'mean of negatives',
           'top_negative': 'mean of the top 5 % negatives'}
@@ -40,6 +42,34 @@ class Selection(NamedTuple):
   precision: float
   recall: float
   chance: float
+
+
+def matching(apply: Callable, others, names: Sequence[str] = EMBEDDINGS) -> Callable:
+  """`apply` whose logits match a picture with its own text (class 0) and with fixed others.
+
+  The others are the same for every picture, so that a record has a loss of its own, whatever else is
+  in its batch.
+
+  Args:
+    apply: of two towers, with `method='encode_text'`.
+    others: texts [M, ...], as the text tower reads them.
+    names: further outputs that are handed on.
+
+  Returns:
+    `apply` with the outputs `logits` [B, 1 + M] and `names`; it runs the towers as in evaluation.
+  """
+
+  def matched(variables, inputs, *, train=False, rngs=None, method=None):
+    del rngs, method
+    outputs, variables = apply(variables, inputs, train=train)
+    bank, _ = apply(variables, {'text': jnp.asarray(others)}, train=train, method='encode_text')
+    image, text = (outputs[name] for name in EMBEDDINGS)
+    own = jnp.sum(image * text, axis=1, keepdims=True)
+    logits = jnp.concatenate([own, image @ bank['text_embedding'].T], axis=1)
+    return {'logits': jnp.exp(outputs['logit_scale']) * logits,
+            **{name: outputs[name] for name in names}}, variables
+
+  return matched
 
 
 def distributions(image, text, *, top: float = 0.05) -> Similarities:

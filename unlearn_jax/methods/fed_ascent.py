@@ -213,11 +213,8 @@ def fed_osd(model: types.Model, *, roster, rounds: int = 5, forget_learning_rate
                                           after=federated.lock(state, learning_rate))
     turned = {branch: jax.vmap(algebra.without_return, (0, None))(
         delta, theta[branch] - frozen['original'][branch]) for branch, delta in deltas.items()}
-    weight = data['weight'] * data['part']
-    mean, failed = federated.average(turned, weight)
-    used = (weight > 0) & ~failed
-    return federated.added(state, mean), {
-        'loss': (jnp.sum(jnp.where(used, loss, 0.0)), jnp.sum(used)), 'failed': jnp.sum(failed)}
+    found = federated.collected(turned, loss, data)
+    return federated.added(state, found.mean), found.metrics
 
   def init(key, variables):
     state = federated.initial_state(key, variables)

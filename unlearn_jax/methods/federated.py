@@ -239,8 +239,12 @@ def average(deltas: Adapter, weight: types.Array) -> tuple[Adapter, types.Array]
 
 def gather(objective: Objective, tx: optax.GradientTransformation, adapter: Adapter,
            data: types.Inputs, *, after: Callable[[Adapter], Adapter] | None = None) -> Gathered:
-  """Local updates of all clients and their average, by `weight` times `part`; see both functions."""
-  deltas, loss = local_update(objective, tx, adapter, data, after=after)
+  """Local updates of all clients and their average; see `local_update` and `collected`."""
+  return collected(*local_update(objective, tx, adapter, data, after=after), data)
+
+
+def collected(deltas: Adapter, loss: types.Array, data: types.Inputs) -> Gathered:
+  """The average of updates {branch: [K, P]} by `weight` times `part`, and mean losses [K]."""
   weight = data['weight'] * data['part']
   mean, failed = average(deltas, weight)
   used = (weight > 0) & ~failed

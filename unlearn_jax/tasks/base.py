@@ -57,6 +57,12 @@ def network(config: config_dict.ConfigDict, **arguments) -> types.Model:
   return model
 
 
+def context_length(config: config_dict.ConfigDict) -> int:
+  """Tokens that the text tower of the config's model reads: its argument, or CLIP's 77."""
+  sized = models.arguments(config.model).get('context')
+  return config.model_args.get('context', 77 if sized is None else sized.default)
+
+
 @dataclasses.dataclass(frozen=True)
 class Task(abc.ABC):
   """Data, splits and model of one experiment: what all its rows share.

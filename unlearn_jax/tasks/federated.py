@@ -25,6 +25,7 @@ from unlearn_jax.data import sources
 from unlearn_jax.evals import federated as metrics_lib
 from unlearn_jax.evals import privacy
 from unlearn_jax.evals import run as evals_run
+from unlearn_jax.evals import similarity
 from unlearn_jax.losses import subspace
 from unlearn_jax.methods import ease
 from unlearn_jax.models import clip
@@ -34,15 +35,20 @@ from unlearn_jax.train import checkpoint
 from unlearn_jax.train import loop
 from unlearn_jax.train import sharding
 
-EMBEDDINGS = ('image_embedding', 'text_embedding')
 MODEL = ('params', 'adapter', 'adapter_fixed')  # what a forward pass reads
 LOCAL = ('optimizer', 'learning_rate', 'weight_decay')
+CANDIDATES = 64  # other texts that a pair's own competes with in audits
 RELEARNED = 0.9  # of the original model's R@1
 
 
 def recall_gap(measured: base.Measured, retrained: base.Measured) -> float:
   """Mean of |unlearned - retrained| over R@1 of both sides: Avg-Gap."""
   return float(np.mean([abs(measured[name] - retrained[name]) for name in ('R@1/forget', 'R@1/kept')]))
+
+
+def read(variables: types.Variables) -> types.Variables:
+  """What a forward pass reads of the variables: not the history, which may be large."""
+  return {name: variables[name] for name in MODEL if name in variables}
 
 
 class Federated(base.Task):
@@ -113,8 +119,8 @@ class Federated(base.Task):
   def embed(self, variables, split_or_ids) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """Record ids of a split, and `image` and `text` embeddings [N, d] of them."""
     ids = (self.splits.indices[split_or_ids] if isinstance(split_or_ids, str) else split_or_ids)
-    model = {name: variables[name] for name in MODEL if name in variables}
-    found = evals_run.predict(self.model.apply, model, self.inputs(ids), names=EMBEDDINGS)
+    found = evals_run.predict(self.model.apply, read(variables), self.inputs(ids),
+                              names=similarity.EMBEDDINGS)
     return ids, {'image': found['image_embedding'], 'text': found['text_embedding']}
 
   def kept(self, ids: np.ndarray, found) -> float:
@@ -157,12 +163,11 @@ class Federated(base.Task):
     return metrics, arrays
 
   @functools.cached_property
-  def later_round(self) -> Callable:
+  def later_round(self) -> tuple[types.Method, types.StepFn]:
     """One ordinary round after unlearning; the lock of a locked model holds."""
     local = {name: self.config.train[name] for name in LOCAL if self.config.train[name] is not None}
     method = methods.get('fed_finetune')(self.model, **self.context, rounds=1, **local)
-    step = jax.jit(method.phases[0].step)
-    return method, step
+    return method, jax.jit(method.phases[0].step)
 
   def later(self, variables, stream: types.Stream, rounds: int):
     """The variables after 0, 1, ..., `rounds` further rounds."""
@@ -260,23 +265,12 @@ class Federated(base.Task):
 
   @functools.cached_property
   def matching(self) -> Callable:
-    """`apply` whose logits match a picture with its text (class 0) and with those of fixed others."""
-    ids = self.splits.indices['validation']
-    others = self.texts[ids[:min(len(ids), 64)]]
+    """`similarity.matching` with texts of validation pairs as the others."""
+    def apply(variables, inputs, **how):
+      outputs, _ = self.model.apply(read(variables), inputs, **how)
+      return outputs, variables
 
-    def apply(variables, inputs, *, train=False, rngs=None, method=None):
-      del rngs, method
-      model = {name: variables[name] for name in MODEL if name in variables}
-      outputs, _ = self.model.apply(model, inputs, train=train)
-      bank, _ = self.model.apply(model, {'text': jnp.asarray(others)}, train=train,
-                                 method='encode_text')
-      image, text = (outputs[name] for name in EMBEDDINGS)
-      own = jnp.sum(image * text, axis=1, keepdims=True)
-      logits = jnp.concatenate([own, image @ bank['text_embedding'].T], axis=1)
-      return {'logits': jnp.exp(outputs['logit_scale']) * logits,
-              **{name: outputs[name] for name in EMBEDDINGS}}, variables
-
-    return apply
+    return similarity.matching(apply, self.texts[self.splits.indices['validation'][:CANDIDATES]])
 
   def audited(self):
     return self.matching, {
@@ -289,8 +283,8 @@ def texts(source: sources.Source, config) -> np.ndarray:
   """What the text branch reads of every record."""
   if 'caption' not in source.fields:
     return np.asarray(source.fields['text'])
-  context = config.model_args.get('context', 77)
-  return clip.tokenize(np.asarray(source.fields['caption']).tolist(), context).astype(np.int32)
+  return clip.tokenize(np.asarray(source.fields['caption']).tolist(),
+                       base.context_length(config)).astype(np.int32)
 
 
 def pretrained(source: sources.Source, config, model: types.Model, mesh) -> Callable[[], types.PyTree]:
@@ -307,10 +301,11 @@ def pretrained(source: sources.Source, config, model: types.Model, mesh) -> Call
     directory = os.path.join(base.cache_dir(config), 'models',
                              f'backbone-{workdir_lib.fingerprint(facts)}')
     example = {'image': np.asarray(source.fields['image'][:1]), 'text': captions[:1]}
-    batch_size = recipe.pop('batch_size')
+    settings = dict(recipe)
+    batch_size = settings.pop('batch_size')
     method = methods.get('contrastive')(
         model, example=example, role='train', batch_size=batch_size,
-        train_steps=max(pairs.steps_per_epoch(len(ids), batch_size), 1), **recipe)
+        train_steps=max(pairs.steps_per_epoch(len(ids), batch_size), 1), **settings)
     fresh = model.init(jax.random.key(0), example)
     template = jax.eval_shape(lambda v: method.export(method.init(jax.random.key(0), v)[0]), fresh)
     with checkpoint.Checkpointer(directory) as saved:
@@ -360,6 +355,5 @@ def load(config, workdir: str) -> Federated:
     return {**adapted.init(key, inputs), 'params': backbone()}
 
   task = Federated(config, source, splits, types.Model(init, adapted.apply), mesh, workdir)
-  for seed in config.seeds[:1]:
-    task.streams(seed)  # refuses what cannot be streamed
+  task.streams(config.seeds[0])  # refuses what cannot be streamed
   return task

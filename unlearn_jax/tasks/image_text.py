@@ -5,11 +5,9 @@ import functools
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from unlearn_jax import config as config_lib
-from unlearn_jax import models
 from unlearn_jax import types
 from unlearn_jax.data import pairs
 from unlearn_jax.data import sources
@@ -27,7 +25,7 @@ from unlearn_jax.models import clip_tokenizer
 from unlearn_jax.tasks import base
 from unlearn_jax.train import sharding
 
-EMBEDDINGS = ('image_embedding', 'text_embedding')
+EMBEDDINGS = similarity.EMBEDDINGS
 FROM_SCRATCH = ('contrastive', 'soft_clip')  # train before anybody thinks of unlearning
 
 
@@ -66,8 +64,7 @@ class ImageText(base.Task):
 
   @property
   def context_length(self) -> int:
-    sized = models.arguments(self.config.model).get('context')
-    return self.config.model_args.get('context', 77 if sized is None else sized.default)
+    return base.context_length(self.config)
 
   @property
   def train_ids(self) -> np.ndarray:
@@ -218,28 +215,12 @@ class ImageText(base.Task):
 
   @functools.cached_property
   def matching(self) -> Callable:
-    """`apply` whose logits match a picture with its caption (class 0) and with fixed others.
-
-    The others are captions of validation pairs, the same for every picture, so that a record has a
-    loss of its own, whatever else is in its batch.
-    """
+    """`similarity.matching` with captions of validation pairs as the others."""
     ids = self.splits.indices['validation']
     rng = np.random.default_rng(self.config.split.seed)
     rows = rng.permutation(len(ids))[:self.config.text.candidates]
-    others = self.texts['true'](ids[np.sort(rows)])
-
-    def apply(variables, inputs, *, train=False, rngs=None, method=None):
-      del rngs, method
-      outputs, variables = self.model.apply(variables, inputs, train=train)
-      bank, _ = self.model.apply(variables, {'text': jnp.asarray(others)}, train=train,
-                                 method='encode_text')
-      image, text = (outputs[name] for name in EMBEDDINGS)
-      own = jnp.sum(image * text, axis=1, keepdims=True)
-      logits = jnp.concatenate([own, image @ bank['text_embedding'].T], axis=1)
-      return {'logits': jnp.exp(outputs['logit_scale']) * logits,
-              **{name: outputs[name] for name in (*EMBEDDINGS, 'features')}}, variables
-
-    return apply
+    return similarity.matching(self.model.apply, self.texts['true'](ids[np.sort(rows)]),
+                               (*EMBEDDINGS, 'features'))
 
   @functools.cached_property
   def matched(self) -> dict[str, dict[str, Any]]:
