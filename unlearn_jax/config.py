@@ -11,6 +11,7 @@ from ml_collections import config_dict
 
 from unlearn_jax import methods
 from unlearn_jax.data import federation as federation_lib
+from unlearn_jax.data import generation as generation_lib
 from unlearn_jax.data import pairs
 from unlearn_jax.data import splits
 from unlearn_jax.methods import registry
@@ -22,7 +23,8 @@ BUILTIN = ('original', 'retrain')
 SPLITS = {'classification': splits.KINDS,
           'image_text': {'planted': pairs.split, 'unlabelled': pairs.unlabelled},
           'multimodal': splits.KINDS,
-          'federated': {'federation': federation_lib.split}}
+          'federated': {'federation': federation_lib.split},
+          'generation': {'classes': generation_lib.split}}
 SECTIONS = {
     'classification': {},
     'image_text': {'text': {'prompt_slots': 8, 'share': 1.0, 'eda': (), 'wordnet': '',
@@ -31,7 +33,12 @@ SECTIONS = {
                                   'shadows': 0}},
     'federated': {'federation': {
         'rank': 8, 'alpha': 16.0, 'lora_mode': 'full', 'local_epochs': 1, 'participation': 1.0,
-        'post_rounds': 10, 'relearn_rounds': 10, 'backbone': {}}}}
+        'post_rounds': 10, 'relearn_rounds': 10, 'backbone': {}}},
+    'generation': {'generation': {
+        'patch': 4, 'mask': 'random:0.75', 'holes': ('centre:4', 'centre:2'), 'sweep': (),
+        'extractors': ('classifier',), 'pictures': 0, 'eval_batch_size': 128, 'cross_check': True,
+        'classifier': {'width': 8, 'epochs': 15.0, 'batch_size': 128, 'learning_rate': 0.1,
+                       'weight_decay': 5e-4}}}}
 
 
 def experiment(*, name: str, data: Mapping[str, Any], split: Mapping[str, Any], model: str,
@@ -42,7 +49,8 @@ def experiment(*, name: str, data: Mapping[str, Any], split: Mapping[str, Any], 
                cases: Mapping[str, Mapping[str, Any]] | None = None,
                task: str = 'classification', text: Mapping[str, Any] | None = None,
                modalities: Mapping[str, Any] | None = None,
-               federation: Mapping[str, Any] | None = None, **settings
+               federation: Mapping[str, Any] | None = None,
+               generation: Mapping[str, Any] | None = None, **settings
                ) -> config_dict.ConfigDict:
   """A locked, typed config.
 
@@ -53,8 +61,9 @@ def experiment(*, name: str, data: Mapping[str, Any], split: Mapping[str, Any], 
     data: `name` of a source, and any of `label_noise`, `seed`, `image_size`, `augment`, and
       `normalize` (a name in `models.contract.STATISTICS`; pictures stay in [0, 1]).
     split: `kind` (`identity`, `class`, `random`, `owner`, `published`; of pairs `planted`,
-      `unlabelled`; of federations `federation`), `seed`, and that kind's arguments, see
-      `data.splits`, `data.pairs.split` and `data.federation.split`.
+      `unlabelled`; of federations `federation`; of generators `classes`), `seed`, and that kind's
+      arguments, see `data.splits`, `data.pairs.split`, `data.federation.split` and
+      `data.generation.split`.
     model: a registered model.
     model_args: its arguments.
     train: the recipe of the original and the retrained model: settings of `retrain` (of pairs:
@@ -70,9 +79,9 @@ def experiment(*, name: str, data: Mapping[str, Any], split: Mapping[str, Any], 
       retained units that plays the forget set.
     audit: `retrained`, the seeds of the retrained models that `unlearn-jax audit` compares with.
     cases: case -> nested changes of this config: the experiment is run once per case.
-    task: kind of task, `classification`, `image_text`, `multimodal` or `federated`; it decides
-      which methods, splits and metrics there are, and by which method original and retrained model
-      are trained.
+    task: kind of task, `classification`, `image_text`, `multimodal`, `federated` or `generation`; it
+      decides which methods, splits and metrics there are, and by which method original and retrained
+      model are trained.
     text: of image-text tasks: `prompt_slots`, the length of a negative prompt; `share` of the
       training pairs that is at hand when a trained model unlearns; `eda`, operations
       that change negative captions (see `data.text_transforms`), and `wordnet`, the directory of
@@ -87,7 +96,15 @@ def experiment(*, name: str, data: Mapping[str, Any], split: Mapping[str, Any], 
       `post_rounds`, the ordinary rounds after unlearning over which regrowth is measured, and
       `relearn_rounds`, those in which a tenth of the forgotten data comes back (0: neither);
       `backbone`, the recipe of `contrastive` that trains the frozen backbone on public records,
-      with its `batch_size` (empty: the data bring one).
+      with its `batch_size`, or `weights`, the file of a published one (empty: the data bring one).
+    generation: of generation tasks: `patch`, pixels along a side of what is taken away together;
+      `mask`, how much of a picture original and unlearned models are shown in training; `holes`, what
+      is taken away when they are judged, the first of them for figures and audits, and `sweep`,
+      further ones (see `data.holes`); `extractors` of features (`classifier`, trained on the data by
+      the recipe `classifier`; `random_conv:SEED`; `inception:FILE`, `clip:FILE`), the last of which
+      gives the cosines that rows are compared by; `pictures`, how many per split are completed (0:
+      all) and `eval_batch_size`; `cross_check`, whether the original model paints around what a row
+      painted (the paper's Table E.4).
     **settings: the remaining top-level fields, see the code.
 
   Raises:
@@ -127,7 +144,8 @@ def experiment(*, name: str, data: Mapping[str, Any], split: Mapping[str, Any], 
   _update(config.audit, audit or {}, 'audit')
   for section, values, kind in (('text', text, 'image_text'),
                                 ('modalities', modalities, 'multimodal'),
-                                ('federation', federation, 'federated')):
+                                ('federation', federation, 'federated'),
+                                ('generation', generation, 'generation')):
     if values and section not in config:
       raise ValueError(f'config.{section} belongs to {kind} tasks, this is one of {task}')
     if values:

@@ -35,7 +35,8 @@ ABLATION = {
 SWEEPS = {
     **{f'ccu-omega{omega}': {'omega': omega} for omega in (1, 2, 8)},
     **{f'ccu-final{round(100 * share)}': {'final_share': share} for share in (0.05, 0.5)},
-    **{f'ccu-tau{tau:g}': {'temperature': tau} for tau in (0.05, 0.3, 2.0)},
+    # No name of a field holds a dot: temperatures in hundredths.
+    **{f'ccu-tau{round(100 * tau)}': {'temperature': tau} for tau in (0.05, 0.3, 2.0)},
 }
 
 

@@ -23,6 +23,7 @@ from unlearn_jax.losses import contrastive
 from unlearn_jax.losses import dlfd
 from unlearn_jax.losses import ease
 from unlearn_jax.losses import federated
+from unlearn_jax.losses import i2i
 from unlearn_jax.losses import ncu
 from unlearn_jax.losses import subspace
 from unlearn_jax.losses import transport
@@ -43,6 +44,7 @@ X2, X3, SCALE = floats(4, 3), floats(4, 3), np.float32(1.5)
 COST = np.abs(floats(4, 5))
 INCOMPETENT, PICTURES, IS_FORGET = floats(4, 3), floats(4, 2, 2, 1), np.array([0, 1, 1, 0], bool)
 IMPORTANCE = np.abs(floats(4, 3))
+LATENT, LATENT2 = floats(4, 2, 3), floats(4, 2, 3)
 SOUND, FORGET_SOUND = floats(4, 2), floats(5, 2)
 PAIRS = (X, X2, X3, floats(4, 3), floats(4, 3), floats(4, 3))
 # Parameters [P] and, in their space, frames [P, 3], [P, 2] and updates of three clients [K, P].
@@ -131,6 +133,15 @@ CASES = {
         {'reduce': 'mean'}),
     'ccu.dual_set_separation': (
         ccu.dual_set_separation, (X, SOUND, CLASSES), {'temperature': 0.7, 'where': WHERE}, {}),
+    'i2i.encoder_distance': (i2i.encoder_distance, (LATENT, LATENT2), {}, {}),
+    'i2i.encoder_distance:normalized': (
+        i2i.encoder_distance, (LATENT, LATENT2), {},
+        {'norm': 'l2_normalized', 'stage_reduce': 'sum_of_means'}),
+    'i2i.unlearning': (
+        i2i.unlearning, (LATENT, LATENT2, Y, FORGET),
+        {'alpha': 0.25, 'retain_where': WHERE, 'forget_where': FORGET_WHERE}, {'norm': 'mse'}),
+    'i2i.infonce': (i2i.infonce, (LATENT, LATENT2), {'where': WHERE}, {'normalize': True}),
+    'i2i.information_bound': (i2i.information_bound, (LATENT, LATENT2), {'where': WHERE}, {}),
     'subspace.basis': (subspace.basis, (FORGET,), {'energy': 0.9}, {'max_rank': 2}),
     'subspace.orthonormal': (subspace.orthonormal, (FORGET,), {'tolerance': 1e-3}, {}),
     'subspace.union': (subspace.union, (FRAMES, FRAMES_MASK), {}, {}),

@@ -29,6 +29,9 @@ WHERE = {
     'federated_test': ('federate', 'fed_finetune'),
     'ease_test': ('ease',),
     'fed_pairs_test': ('fed_multi_delete', 'clip_erase'),
+    'reconstruct_test': ('reconstruct',),
+    'i2i_test': ('i2i',),
+    'generator_baselines_test': ('max_loss', 'noisy_label', 'retain_label', 'random_encoder'),
 }
 START = np.array([1.5, -0.8])
 RATE, MOMENTUM, DECAY = 0.3, 0.9, 0.02

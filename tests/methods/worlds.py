@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from tests.methods import federation_toy
+from tests.methods import generators
 from unlearn_jax import methods
 from unlearn_jax import models
 from unlearn_jax import types
@@ -104,8 +105,18 @@ def federated() -> World:
                context, feed)
 
 
+@functools.cache
+def generation() -> World:
+  """A generator of a few matrices that draws noise, in batches of 8."""
+  example = {name: field[:1] for name, field in generators.role('retain', 0, BATCH).items()}
+  context = {'example': example, 'retain_steps': 2, 'forget_steps': 2, 'train_steps': 3,
+             'pixels': generators.Pixels()}
+  return World(generators.network(noise=0.1), generators.variables(), context,
+               generators.feed(BATCH))
+
+
 WORLDS = {'classification': classification, 'image_text': image_text, 'multimodal': multimodal,
-          'federated': federated}
+          'federated': federated, 'generation': generation}
 
 
 def world(name: str, **changes) -> World:

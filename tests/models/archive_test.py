@@ -179,7 +179,7 @@ class ReadTest(ArchiveTestCase):
     with self.assertRaisesRegex(ValueError, "byte order b'big'"):
       archive.read(self.path)
 
-  @parameterized.parameters(b'', b'\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.')  # PyTorch 1.5
+  @parameterized.parameters(b'', b'PK but no archive')
   def test_no_archive(self, content):
     self.path.write_bytes(content)
     with self.assertRaisesRegex(ValueError, 'no zip archive.*load it and save it again'):

@@ -211,18 +211,50 @@ class NormalizedTest(parameterized.TestCase):
                                inner / jnp.array(std), rtol=1e-5)
 
   def test_half_maps_to_minus_one_to_one_for_any_channels(self):
-    seen = contract.normalized(types.Model(None, lambda v, x, **_: (x, v)),
+    seen = contract.normalized(types.Model(None, lambda v, x, **_: ({'seen': x['image']}, v)),
                                *contract.STATISTICS['half'])
     for channels in (1, 3):
       image = jnp.linspace(0, 1, 4 * channels).reshape(1, 2, 2, channels)
-      np.testing.assert_allclose(seen.apply({}, {'image': image})[0]['image'], 2 * image - 1,
+      np.testing.assert_allclose(seen.apply({}, {'image': image})[0]['seen'], 2 * image - 1,
                                  atol=1e-6)
+
+  @parameterized.parameters(((0.25,), (0.5,)), ((0.1, 0.2, 0.3), (0.5, 0.25, 1.0)))
+  def test_a_picture_that_is_made_is_in_pixels(self, mean, std):
+    """Pictures and targets go in normalised, a picture comes out as data are, the rest as it is."""
+
+    def apply(variables, fields, *, method):
+      self.assertEqual(method, 'loss')
+      return {'image': 2 * fields['image'], 'latent': fields['image'], 'loss': fields['target'],
+              'label': fields['label']}, variables
+
+    rng, variables = np.random.default_rng(0), {'params': {}}
+    fields = {name: jnp.asarray(rng.uniform(size=(4, 2, 2, 3)), jnp.float32)
+              for name in ('image', 'target')}
+    found, returned = contract.normalized(types.Model(None, apply), mean, std).apply(
+        variables, {**fields, 'label': 7}, method='loss')
+    self.assertIs(returned, variables)
+    mean, std = np.array(mean), np.array(std)
+    expected = {'image': 2 * fields['image'] - mean, 'latent': (fields['image'] - mean) / std,
+                'loss': (fields['target'] - mean) / std, 'label': 7}
+    self.assertSameElements(found, expected)
+    for name, value in expected.items():
+      np.testing.assert_allclose(found[name], value, atol=1e-6, err_msg=name)
+
+  def test_a_picture_made_from_no_picture(self):
+    model = types.Model(None, lambda v, x, **_: ({'image': x['latent']}, v))
+    found, _ = contract.normalized(model, (0.5,), (0.25,)).apply(
+        {}, {'latent': jnp.ones((1, 2, 2, 3))})
+    np.testing.assert_array_equal(found['image'], np.full((1, 2, 2, 3), 0.75))
+    with self.assertRaisesRegex(ValueError, '3 channels, the pictures 1'):
+      contract.normalized(model, (0.5,) * 3, (0.5,) * 3).apply({}, {'latent': jnp.ones((1, 2, 2, 1))})
 
   def test_wrong_numbers(self):
     model = MODELS['linen']()
     normalized = contract.normalized(model, *contract.STATISTICS['imagenet'])
     with self.assertRaisesRegex(ValueError, '3 channels, the pictures 1'):
       normalized.init(jax.random.key(0), {'image': jnp.zeros((4, 2, 2, 1))})
+    with self.assertRaisesRegex(ValueError, '3 channels, the pictures 2'):
+      normalized.apply({}, {'image': jnp.zeros((4, 2, 2, 3)), 'target': jnp.zeros((4, 2, 2, 2))})
     for mean, std in (((0.5,), (0.5, 0.5)), ((), ()), ((0.5,), (0.0,))):
       with self.assertRaisesRegex(ValueError, 'same number of values, and positive'):
         contract.normalized(model, mean, std)

@@ -432,6 +432,17 @@ class ManifestTest(absltest.TestCase):
       self.assertRegex(entry['sha256'], '^[0-9a-f]{64}$')
       self.assertEqual(entry['source'].split('/')[-2:], [entry['sha256'], name])
 
+  def test_mae(self):
+    """Base and large, each as encoder alone, with a decoder of normalised pixels, and of raw ones."""
+    entries = {entry['name']: entry for entry in self.manifest['without_digest']
+               if '/mae/' in entry['source']}
+    self.assertSameElements(entries, [
+        f'mae_{kind}_vit_{size}{end}.pth' for size in ('base', 'large')
+        for kind, end in (('pretrain', ''), ('pretrain', '_full'), ('visualize', ''))])
+    for name, entry in entries.items():
+      self.assertEqual(entry['source'].split('/')[-3:], ['mae', name.split('_')[1], name])
+      self.assertStartsWith(entry['licence'], 'CC-BY-NC-4.0')
+
 
 if __name__ == '__main__':
   absltest.main()

@@ -2,6 +2,7 @@
 
 import os
 import tempfile
+from unittest import mock
 
 from absl.testing import absltest
 from absl.testing import parameterized
@@ -11,8 +12,10 @@ import numpy as np
 from experiments.configs import ease_openmoji
 from experiments.configs import ease_toy
 from unlearn_jax import experiment
+from unlearn_jax import models
 from unlearn_jax import tasks
 from unlearn_jax.evals import views
+from unlearn_jax.models import convert
 
 
 def config(**changes):
@@ -140,6 +143,23 @@ class TaskTest(parameterized.TestCase):
     found.federation.backbone = {}
     with self.assertRaisesRegex(ValueError, 'bring no backbone'):
       tasks.load(found, '')
+
+  def test_a_published_backbone(self):
+    found = ease_openmoji.get_config('smoke')
+    found.federation.backbone = {'weights': '/nowhere.pt'}
+    network = models.get('clip', **found.model_args.to_dict())
+    example = {'image': np.zeros((1, 32, 32, 3), np.float32),
+               'text': np.zeros((1, found.model_args.context), np.int32)}
+    params = jax.device_get(jax.jit(network.init)(jax.random.key(3), example))
+    spec = convert.Spec({}, 32, 'openai')
+    with mock.patch.object(convert, 'load', return_value=(params, spec)):
+      task = tasks.load(found, '')
+      variables = task.model.init(jax.random.key(0), task.example)
+      for old, new in zip(jax.tree.leaves(params['params']), jax.tree.leaves(variables['params'])):
+        np.testing.assert_array_equal(old, new)
+      found.model_args.text_width = 64
+      with self.assertRaisesRegex(ValueError, '/nowhere.pt holds clip.*should have shape'):
+        tasks.load(found, '')
 
 
 if __name__ == '__main__':

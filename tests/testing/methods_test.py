@@ -13,6 +13,7 @@ from unlearn_jax import types
 from unlearn_jax.losses import baselines
 from unlearn_jax.losses import classification
 from unlearn_jax.methods import base
+from unlearn_jax.testing import generation_toy
 from unlearn_jax.testing import pairs_toy
 from unlearn_jax.testing import toy
 
@@ -54,6 +55,16 @@ MULTIMODAL_SETTINGS = {
     'ccu': {},
 }
 BLIND = 'it reads retained data only'
+GENERATE = {'epochs': 10.0, 'learning_rate': 2e-3}
+ENCODE = {'epochs': 20.0, 'learning_rate': 5e-3}
+GENERATION_SETTINGS = {
+    'reconstruct': dict(generation_toy.RECIPE),
+    'i2i': ENCODE,
+    'max_loss': GENERATE | {'clip': 0.5},
+    'noisy_label': GENERATE,
+    'retain_label': GENERATE,
+    'random_encoder': ENCODE,
+}
 EXPECTS = {
     'retrain': {'forget data': BLIND},
     'l1_sparse': {'forget data': BLIND},
@@ -62,6 +73,7 @@ EXPECTS = {
     'finetune': {'forget data': BLIND,
                  'forget accuracy': 'the training loss is near 0: hardly anything moves'},
     'contrastive': {'forget data': BLIND},
+    'reconstruct': {'forget data': BLIND},
     'continued': {'forget accuracy': 'it goes on learning the mismatched pairs'},
 }
 SLOW = {
@@ -116,7 +128,13 @@ class RegisteredMethodsTest(parameterized.TestCase):
     found = failed(methods.get(name), MULTIMODAL_SETTINGS[name])
     self.assertEqual(found.keys(), EXPECTS.get(name, {}).keys(), found)
 
+  @parameterized.parameters(*GENERATION_SETTINGS)
+  def test_generation_conform(self, name):
+    found = failed(methods.get(name), GENERATION_SETTINGS[name], oracle=name == 'reconstruct')
+    self.assertEqual(found.keys(), EXPECTS.get(name, {}).keys(), found)
+
   def test_every_registered_method_is_here(self):
+    self.assertEqual(set(GENERATION_SETTINGS), set(methods.names('generation')))
     self.assertEqual(set(SETTINGS), set(methods.names('classification')))
     self.assertEqual(set(PAIRS_SETTINGS), set(methods.names('image_text')))
     self.assertEqual(set(MULTIMODAL_SETTINGS),
@@ -387,6 +405,18 @@ class DefectsTest(absltest.TestCase):
     # Ascent without descent: what was matched is destroyed with the rest.
     self.assertEqual(find(methods.get('gradient_ascent'), SELECTS | {'ascent_weight': 100.0}),
                      {'retain accuracy'})
+
+  def test_generator_whose_forget_term_is_of_retained_pictures(self):
+    # As in the released baselines of I2I, whose forget weight reuses the retain indicator.
+    def factory(model, *, retain_steps, forget_steps):
+      method = methods.get('max_loss')(model, forget_steps=forget_steps, alpha=2.0, **GENERATE)
+      phase, = method.phases
+      step = lambda state, frozen, batch: phase.step(
+          state, frozen, {**batch, 'forget': batch['retain']})
+      return method._replace(phases=(phase._replace(step=step),))
+
+    found = failed(factory, only=('forget data', 'retained records'), task='generation')
+    self.assertEqual(found.keys(), {'forget data', 'retained records'})
 
   def test_method_that_does_nothing(self):
     def factory(model):

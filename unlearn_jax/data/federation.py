@@ -10,6 +10,7 @@ from unlearn_jax.data import _random
 from unlearn_jax.data import clients as clients_lib
 from unlearn_jax.data import sources
 from unlearn_jax.data import splits as splits_lib
+from unlearn_jax.data import themes as themes_lib
 
 PARTS = ('train', 'validation', 'test', 'unseen')
 HELD_OUT = {'validation': 0.1, 'test': 0.2, 'unseen': 0.1}
@@ -66,7 +67,7 @@ def deal(source: sources.Source, *, clients: int, alpha: float, public: float, m
 
 def split(source: sources.Source, *, scenario: str = 'client', target: int = 0, share: float = 0.2,
           clients: int = 8, alpha: float = 0.5, public: float = 0.5, minimum: int = 32,
-          held_out: Mapping[str, float] | None = None, seed: int = 0
+          held_out: Mapping[str, float] | None = None, themes: int = 20, seed: int = 0
           ) -> tuple[sources.Source, splits_lib.Splits]:
   """A federation and what it forgets.
 
@@ -77,6 +78,7 @@ def split(source: sources.Source, *, scenario: str = 'client', target: int = 0, 
     target: client, or class.
     share: of the scenario `sample`.
     clients: see `deal`, as alpha, public, minimum and held_out (None: `HELD_OUT`).
+    themes: pseudo-classes where records have captions and no label, see `data.themes`.
     seed: of all draws.
 
   Returns:
@@ -88,6 +90,10 @@ def split(source: sources.Source, *, scenario: str = 'client', target: int = 0, 
       `deal` and `clients.roster`.
   """
   source.validate()
+  if 'label' not in source.fields:
+    label = themes_lib.themes(np.asarray(source.fields['caption']).tolist(), source.identity,
+                              count=themes, seed=seed)
+    source = dataclasses.replace(source, fields={**source.fields, 'label': label})
   if 'client' not in source.fields:
     source = deal(source, clients=clients, alpha=alpha, public=public, minimum=minimum,
                   held_out=HELD_OUT if held_out is None else held_out, seed=seed)

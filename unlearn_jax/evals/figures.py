@@ -75,9 +75,10 @@ def ranking(results: Mapping[str, Any]):
   axis.grid(axis='y', visible=False)
   values = [x for _, f in shown for x in f['values']]
   if values:  # bars need not start at 0 to compare: say so on the axis
-    low = max(0.0, np.floor((min(values) - 0.05) * 10) / 10)
+    low = np.floor((min(values) - 0.05) * 10) / 10
+    low = max(0.0, low) if min(values) >= 0 else low
     axis.set_xlim(low, min(1.0, max(values) + 0.05))
-  axis.set_xlabel(f'{views.METRICS[metric].label} (axis starts at {axis.get_xlim()[0]:.1f})')
+  axis.set_xlabel(f'{views.metric(metric).label} (axis starts at {axis.get_xlim()[0]:.1f})')
   return canvas
 
 
@@ -175,8 +176,7 @@ def across_cases(cases: Mapping[str, Mapping[str, Any]], metrics: tuple[str, ...
         axis.errorbar(x, mean, std, marker=markers[name], ms=4, capsize=2, lw=1.2,
                       color=colours[name], ls='--' if name in ANCHOR_COLOURS else '-',
                       label=results_lib.display(name))
-    shown = views.METRICS.get(metric)
-    axis.set_ylabel(shown.label if shown else metric)
+    axis.set_ylabel(views.metric(metric).label)
   axes[0, 0].legend(loc='center left', bbox_to_anchor=(1.0, 0.5))
   axes[-1, 0].set_xticks(range(len(cases)), list(cases))
   return canvas

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 import os
 from typing import Any
 
+from unlearn_jax.evals import completion
 from unlearn_jax.evals import embeddings
 from unlearn_jax.evals import federated
 from unlearn_jax.evals import figures
@@ -24,7 +25,7 @@ COLLAPSE = ('accuracy/retain', 'accuracy/test', 'probe_accuracy/test', 'separabi
 RETRIEVAL = tuple(f'{way}/R@{k}/test' for way in ('image_to_text', 'text_to_image')
                   for k in (1, 5, 10))
 # Kind of task -> further tables: heading, metrics, what they mean.
-TABLES = {
+_TABLES = {
     'classification': (),
     'image_text': (
         ('Retrieval', (*RETRIEVAL, 'mean_recall/test'), (
@@ -93,6 +94,8 @@ TABLES = {
             'Rounds of a row itself, and what the adapters of the clients that stay cost to send '
             'up and down.'))),
 }
+TABLES = {**{kind: (lambda results, tables=tables: tables) for kind, tables in _TABLES.items()},
+          'generation': completion.tables}  # which tables there are is for the results to say
 
 
 def write(results: Mapping[str, Any], directory: str | os.PathLike, *,
@@ -148,7 +151,7 @@ def _comparison(results) -> list[render.Section]:
       render.Section('Results', (
           table,
           f'Mean ± standard deviation over {wording.seeds(results)}. In bold: the approximate '
-          f'method with the best {views.METRICS[views.of(results).best].label}. '
+          f'method with the best {views.metric(views.of(results).best).label}. '
           'The last row is the noise of this table: the same number '
           'differs by that much between retrained models that differ only in their seed.')),
       render.Section('Signed gaps to the retrained model', (
@@ -165,7 +168,8 @@ def _background(results) -> list[render.Section]:
   measured = {metric for part in results['methods'].values() for metric in part['metrics']}
   sections = [render.Section(heading, (_plain_table(results, [m for m in metrics if m in measured]),
                                        words))
-              for heading, metrics, words in TABLES[views.kind(results)] if measured & set(metrics)]
+              for heading, metrics, words in TABLES[views.kind(results)](results)
+              if measured & set(metrics)]
   if measured & set(COLLAPSE[2:]):
     shown = [metric for metric in COLLAPSE if metric in measured]
     sections.append(render.Section('Correlation collapse', (
@@ -257,7 +261,8 @@ def _federated_figures(results, panels) -> tuple[render.Figure, ...]:
 
 
 FIGURES = {'classification': _classification_figures, 'image_text': _image_text_figures,
-           'multimodal': _multimodal_figures, 'federated': _federated_figures}
+           'multimodal': _multimodal_figures, 'federated': _federated_figures,
+           'generation': completion.report_figures}
 
 
 def _figure_sections(results, arrays, curves) -> list[render.Section]:
@@ -303,7 +308,7 @@ def _plain_table(results, metrics: Sequence[str]) -> render.Table:
   rows = tuple((results_lib.display(name),
                 *(results_lib.cell(results, name, metric) for metric in metrics))
                for name in results_lib.ordered(results['methods']))
-  return render.Table(('Method', *(views.METRICS[metric].label for metric in metrics)), rows,
+  return render.Table(('Method', *(views.metric(metric).label for metric in metrics)), rows,
                anchors=frozenset((0, 1)))
 
 
@@ -376,7 +381,7 @@ def _case_sections(results, *, pictures: bool) -> list[render.Section]:
         (results_lib.display(name),
          *(results_lib.cell(part, name, metric) if name in part['methods'] else ''
            for part in cases.values())) for name in names)
-    shown = views.METRICS[metric]
+    shown = views.metric(metric)
     sections.append(render.Section(f'{shown.label} ({shown.ideal})', (
         render.Table(('Method', *cases), rows, anchors=frozenset((0, 1))),)))
   for case, table in tables.items():

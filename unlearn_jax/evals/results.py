@@ -87,7 +87,7 @@ def best(results: Mapping[str, Any]) -> str | None:
   means = {name: value(results, name, view.best)['mean'] for name in ordered(results['methods'])
            if name not in ANCHORS and not name.startswith(view.beside)}
   able = {name: mean for name, mean in means.items() if mean is not None}
-  choose = min if views.METRICS[view.best].ideal == 'lower' else max
+  choose = min if views.metric(view.best).ideal == 'lower' else max
   return choose(able, key=able.get) if able else None
 
 
@@ -172,8 +172,7 @@ def gap_table(results: Mapping[str, Any], metrics: Sequence[str] | None = None) 
       cells.append(('† ' if inside else '') + spread(found, signed=True))
     rows.append((display(name), *cells))
   rows.append(_floor_row(results, metrics))
-  headings = ('Method', *(views.METRICS[metric].label if metric in views.METRICS else metric
-                          for metric in metrics))
+  headings = ('Method', *(views.metric(metric).label for metric in metrics))
   return render.Table(headings, tuple(rows), anchors=frozenset((0, len(rows) - 1)))
 
 
@@ -197,8 +196,8 @@ def _is_floor(metric):
 
 
 def _heading(metric):
-  shown = views.METRICS.get(metric)
-  return metric if shown is None else f'{shown.label} ({shown.ideal})'
+  shown = views.metric(metric)
+  return f'{shown.label} ({shown.ideal})' if shown.ideal else shown.label
 
 
 def _require_anchors(methods):

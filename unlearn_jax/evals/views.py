@@ -1,6 +1,7 @@
 """What is shown of each kind of task: metrics with their headings, and how methods are ranked."""
 
 from collections.abc import Mapping
+import re
 from typing import Any, NamedTuple
 
 
@@ -95,7 +96,23 @@ METRICS = {
     **{f'{way}/R@{k}/{split}': Metric(f'{label} R@{k}, {split}', ideal)
        for way, label in (('image_to_text', 'Image to text'), ('text_to_image', 'Text to image'))
        for split, k, ideal in (('forget', 1, 'as retrained'), ('forget', 5, 'as retrained'))},
+    'gap/retain': Metric('Gap R', 'lower'),
+    'goal': Metric('One-sided goal', 'higher'),
+    'fid_ratio/retain': Metric('FID R / original', '1'),
+    'fid_ratio/forget': Metric('FID F / original', 'higher for the paper'),
+    **{f'distance/{split}': Metric(f'Distance, {split}', ideal) for split, ideal in (
+        ('forget', 'as retrained'), ('unseen', 'as retrained'), ('retain', 'lower'),
+        ('test', 'lower'))},
+    'trained': Metric('Parameters moved', 'count'),
+    'gigabytes': Metric('Memory of a step, GiB', 'lower'),
 }
+# Measures of completed pictures, `fid[EXTRACTOR]/SIDE@HOLE`: the side is of retained or of forgotten
+# classes, the hole is named but for the first one. With the published weights FID, IS and CLIP.
+_COMPLETED = re.compile(
+    r'(cross_)?(FID|IS|CLIP|(fid|is|emb_cos)\[.+\])/(retain|forget)(?:@(.+))?')
+_MEASURES = {'fid': ('FID', 'lower', 'higher'), 'is': ('IS', 'higher', 'lower'),
+             'emb_cos': ('Cosine', 'higher', 'lower')}
+_OFFICIAL = {'FID': 'fid', 'IS': 'is', 'CLIP': 'emb_cos'}
 CLASSIFICATION = ('accuracy/test', 'accuracy/forget', 'forgetting_score[benchmark]',
         'forgetting_floor[benchmark]', 'nomus', 'mia_auc/unseen', 'loss_gap')
 IMAGE_TEXT = ('mean_recall/test', 'image_to_text/R@1/test', 'text_to_image/R@1/test',
@@ -104,7 +121,7 @@ MULTIMODAL = ('accuracy/test', 'accuracy_other/test', 'accuracy_visual/test',
               'accuracy_visual/forget', 'upg', 'cmsg', 'member/admin/forget', 'mia_auc/unseen')
 FEDERATED = ('R@1/forget', 'R@1/kept', 'R@1/test', 'gap/forget', 'gap/kept', 'gap/mean',
              'swap/image', 'swap/text', 'mia_auc/unseen')
-SIGNED = ('regrowth', 'loss_gap', 'upg', 'cmsg',
+SIGNED = ('regrowth', 'goal', 'loss_gap', 'upg', 'cmsg',
           *(name for name in METRICS if name.startswith('gap_masked/')))
 
 
@@ -139,7 +156,8 @@ VIEWS = {
                        ('retrain',)),
     'federated': View(FEDERATED, 'gap/mean', (
         'R@1/forget', 'R@1/kept', 'gap/forget', 'gap/kept', 'gap/mean', 'swap/image', 'swap/text',
-        'R@1/forget_later', 'regrowth', 'drift/image', 'drift/text'))}
+        'R@1/forget_later', 'regrowth', 'drift/image', 'drift/text')),
+    'generation': View(('goal', 'gap/mean', 'mia_auc/unseen'), 'goal', ('goal', 'gap/mean'))}
 
 
 def kind(results: Mapping[str, Any]) -> str:
@@ -147,5 +165,32 @@ def kind(results: Mapping[str, Any]) -> str:
   return results.get('config', {}).get('task', 'classification')
 
 
+def metric(name: str) -> Metric:
+  """How a metric is shown; one that nobody has described goes by its name."""
+  if name in METRICS or not (found := _COMPLETED.fullmatch(name)):
+    return METRICS.get(name, Metric(name, ''))
+  crossed, title, measure, side, hole = found.groups()
+  label, retain, forget = _MEASURES[measure or _OFFICIAL[title]]
+  named = f'{label}{title[len(measure):]}' if measure else title
+  ideal = retain if side == 'retain' else f'{forget} in the paper'
+  return Metric(f'{"SECOND " if crossed else ""}{named} {side[0].upper()}'
+                f'{f", {hole}" if hole else ""}', ideal)
+
+
+def completed(results: Mapping[str, Any], hole: str = '', crossed: bool = False) -> tuple[str, ...]:
+  """The paper's columns for one hole, as they were measured: FID, IS and cosine on both sides."""
+  found = {}
+  for name in results['methods']['original']['metrics']:
+    parts = _COMPLETED.fullmatch(name)
+    if parts and (parts[5] or '') == hole and bool(parts[1]) == crossed:
+      measure = parts[3] or _OFFICIAL[parts[2]]
+      found.setdefault((measure, parts[4]), []).append(name)
+  return tuple(name for measure in _MEASURES for side in ('retain', 'forget')
+               for name in found.get((measure, side), ()))
+
+
 def of(results: Mapping[str, Any]) -> View:
-  return VIEWS[kind(results)]
+  view = VIEWS[kind(results)]
+  if kind(results) != 'generation':
+    return view
+  return view._replace(main=completed(results) + view.main, across=completed(results) + view.across)

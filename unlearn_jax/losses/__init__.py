@@ -9,7 +9,7 @@ be, so `losses.check_*` tests them on the host beforehand.
 import importlib
 
 _MODULES = ('baselines', 'ccu', 'checks', 'classification', 'contrastive', 'dlfd', 'ease',
-            'federated', 'ncu', 'subspace', 'transport')
+            'federated', 'i2i', 'ncu', 'subspace', 'transport')
 _CHECKS = ('check_embeddings', 'check_finite', 'check_labels', 'check_weights')
 __all__ = (*_MODULES, *_CHECKS)
 

@@ -28,14 +28,20 @@ from unlearn_jax.methods.fed_parts import fed_not
 from unlearn_jax.methods.fed_parts import fused
 from unlearn_jax.methods.federate import federate
 from unlearn_jax.methods.finetune import finetune
+from unlearn_jax.methods.generator_baselines import max_loss
+from unlearn_jax.methods.generator_baselines import noisy_label
+from unlearn_jax.methods.generator_baselines import random_encoder
+from unlearn_jax.methods.generator_baselines import retain_label
 from unlearn_jax.methods.gradient_ascent import gradient_ascent
 from unlearn_jax.methods.gradient_ascent import relabelling
+from unlearn_jax.methods.i2i import i2i
 from unlearn_jax.methods.l1_sparse import l1_sparse
 from unlearn_jax.methods.multi_delete import multi_delete
 from unlearn_jax.methods.ncu import ncu
 from unlearn_jax.methods.neg_grad import neg_grad
 from unlearn_jax.methods.neg_grad_plus import neg_grad_plus
 from unlearn_jax.methods.random_label import random_label
+from unlearn_jax.methods.reconstruct import reconstruct
 from unlearn_jax.methods.retrain import retrain
 from unlearn_jax.methods.salun import salun
 from unlearn_jax.methods.scrub import scrub
@@ -94,13 +100,21 @@ TASKS: Mapping[str, Mapping[str, Callable[..., types.Method]]] = {
         'clip_erase': clip_erase,
         'ease': ease,
     },
+    'generation': {
+        'reconstruct': reconstruct,
+        'i2i': i2i,
+        'max_loss': max_loss,
+        'noisy_label': noisy_label,
+        'retain_label': retain_label,
+        'random_encoder': random_encoder,
+    },
 }
 LABELLED = ('classification', 'multimodal')  # kinds of task whose methods learn labels
 METHODS = {name: factory for methods in TASKS.values() for name, factory in methods.items()}
 
 # Facts about the data that whoever runs a method fills in; they are no settings.
 CONTEXT = ('example', 'retain_steps', 'forget_steps', 'train_steps', 'batch_size', 'prompt_slots',
-           'other', 'roster')
+           'other', 'roster', 'pixels')
 
 # `budget='dlfd'`: one or two epochs for everybody, as in the DLFD paper. `'original'` keeps each
 # factory's own defaults.

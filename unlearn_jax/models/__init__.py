@@ -18,7 +18,11 @@ _FACTORIES = {
     'cnn': ('cnn', 'cnn'),
     'densenet121': ('densenet', 'densenet121'),
     'efficientnet_b0': ('efficientnet', 'efficientnet_b0'),
+    'inception_v3': ('inception', 'inception_v3'),
     'linear_towers': ('linear_towers', 'linear_towers'),
+    'mae': ('mae', 'mae'),
+    'mae_vit_b': ('mae', 'mae_vit_b'),
+    'mae_vit_l': ('mae', 'mae_vit_l'),
     'mlp': ('mlp', 'mlp'),
     'resnet18': ('resnet', 'resnet18'),
     'resnet34': ('resnet', 'resnet34'),
@@ -26,10 +30,10 @@ _FACTORIES = {
     'token_fusion': ('token_fusion', 'token_fusion'),
     'vit': ('vit', 'vit'),
 }
-_MODULES = ('archive', 'audio_visual', 'av_events', 'clip', 'clip_keys', 'clip_tokenizer',
-            'clip_towers', 'cnn', 'contract', 'convert', 'cpu_conv', 'densenet', 'efficientnet',
-            'layers', 'linear_towers', 'lora', 'mlp', 'order', 'resnet', 'surgery', 'token_fusion',
-            'vit')
+_MODULES = ('archive', 'archive_legacy', 'audio_visual', 'av_events', 'clip', 'clip_keys',
+            'clip_tokenizer', 'clip_towers', 'cnn', 'contract', 'convert', 'cpu_conv', 'densenet',
+            'efficientnet', 'inception', 'layers', 'linear_towers', 'lora', 'mae', 'mae_keys', 'mlp',
+            'order', 'patches', 'resnet', 'surgery', 'token_fusion', 'vit')
 __all__ = ('arguments', 'factory', 'get', 'names', *_MODULES)
 
 

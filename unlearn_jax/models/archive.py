@@ -181,19 +181,23 @@ def read(path: str | os.PathLike) -> dict[str, np.ndarray]:
   Args:
     path: a `.safetensors` file (extra `convert`), or by any other name a file of PyTorch: a state
       dict, a TorchScript archive, or a training checkpoint with a `state_dict`, `model_state_dict`
-      or `model` in it, of which that is read alone.
+      or `model` in it, of which that is read alone. State dicts of PyTorch before 1.6 are read,
+      see `archive_legacy`, but nothing is written in their format.
 
   Returns:
     name -> array; read-only where the file is PyTorch's.
 
   Raises:
     OSError: there is no such file.
-    ValueError: it is damaged, of another format, or of PyTorch before 1.6.
+    ValueError: it is damaged or of another format.
     ImportError: safetensors is not installed.
   """
   path = pathlib.Path(path)
   if path.suffix == '.safetensors':
     return _read_safetensors(path)[0]
+  from unlearn_jax.models import archive_legacy  # it reads pickles as this module does
+  if archive_legacy.is_legacy(path):
+    return archive_legacy.read(path)
   with _torch_file(path) as (_, opened):
     try:
       return {name: opened.array(tensor) for name, tensor in opened.tensors.items()}

@@ -125,7 +125,7 @@ def detect(tensors: Mapping[str, Any]) -> Names:
         biased = f'{prefix}{text}text_projection.bias' in tensors
         layout = {'openai': 'declip' if biased else None, 'laclip': 'laclip'}.get(scheme)
         return Names(scheme, layout, prefix, text, tuple(tensors[name].shape))
-  raise ValueError('no names of a CLIP with a vision transformer that are known here (OpenAI, '
+  raise ValueError('no names of a CLIP with a vision transformer, nor of an MAE, known here (OpenAI, '
                    'open_clip, DeCLIP, LaCLIP, transformers); the first ones are: '
                    f'{", ".join(itertools.islice(tensors, 5)) or "none"}')
 

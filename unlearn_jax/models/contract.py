@@ -16,6 +16,7 @@ STATISTICS = {
     'imagenet': ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),  # torchvision's
     'clip': ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
     'half': ((0.5,), (0.5,)),  # to [-1, 1]
+    'openmoji': ((0.837, 0.820, 0.790), (0.286, 0.297, 0.335)),  # of all pictures at 32x32
 }
 
 
@@ -183,10 +184,12 @@ def normalized(model: types.Model, mean: Sequence[float], std: Sequence[float]) 
   """The model on pictures `(x - mean) / std`; it is given pictures in [0, 1].
 
   As a part of the model, normalisation leaves the data in one unit for everybody: a perturbation of
-  size α in pixels is one of α / std in what the network sees.
+  size α in pixels is one of α / std in what the network sees. A picture that the model makes,
+  the output `image`, is turned back to `mean + std * x`, unclipped; everything else that it gives,
+  latents and losses among it, is of the normalised space.
 
   Args:
-    model: reads the field `image` [..., C].
+    model: reads the field `image` [..., C], or `target` likewise, where a batch has them.
     mean: one value per channel, or one for all.
     std: likewise, positive.
 
@@ -198,19 +201,28 @@ def normalized(model: types.Model, mean: Sequence[float], std: Sequence[float]) 
     raise ValueError('mean and std need the same number of values, and positive deviations; got '
                      f'{tuple(mean)} and {tuple(std)}')
 
-  def prepare(fields: types.Inputs) -> types.Inputs:
-    if 'image' not in fields:  # a tower for captions alone
-      return fields
-    image, = _pick(fields, ('image',))
+  def statistics(image):
     if len(mean) not in (1, image.shape[-1]):
       raise ValueError(f'normalisation has {len(mean)} channels, the pictures {image.shape[-1]}')
-    return {**fields, 'image': (image - jnp.asarray(mean, image.dtype)) / jnp.asarray(
-        std, image.dtype)}
+    return jnp.asarray(mean, image.dtype), jnp.asarray(std, image.dtype)
+
+  def prepare(fields: types.Inputs) -> types.Inputs:
+    # Neither is there for a tower of captions, or for a decoder of latents.
+    names = [name for name in ('image', 'target') if name in fields]
+    changed = {}
+    for name, image in zip(names, _pick(fields, names)):
+      centre, scale = statistics(image)
+      changed[name] = (image - centre) / scale
+    return {**fields, **changed}
 
   def init(key, fields):
     return model.init(key, prepare(fields))
 
   def apply(variables, fields, **kwargs):
-    return model.apply(variables, prepare(fields), **kwargs)
+    outputs, variables = model.apply(variables, prepare(fields), **kwargs)
+    if 'image' in outputs:
+      centre, scale = statistics(outputs['image'])
+      outputs = {**outputs, 'image': centre + scale * outputs['image']}
+    return outputs, variables
 
   return types.Model(init, apply)

@@ -1,7 +1,7 @@
-"""Public CLIP checkpoints in and out: OpenAI, open_clip, LaCLIP, DeCLIP, transformers.
+"""Public checkpoints in and out: CLIP (OpenAI, open_clip, LaCLIP, DeCLIP, transformers) and MAE.
 
     variables, spec = convert.load('ViT-B-32.pt')
-    model = models.get('clip', **spec.model_args)
+    model = models.get(spec.model, **spec.model_args)
     ...                                               # unlearn
     convert.save('unlearned.pt', variables, like='ViT-B-32.pt')
 """
@@ -20,25 +20,34 @@ from unlearn_jax import types
 from unlearn_jax.models import archive
 from unlearn_jax.models import clip
 from unlearn_jax.models import clip_keys
+from unlearn_jax.models import mae
+from unlearn_jax.models import mae_keys
 from unlearn_jax.models import surgery
 
 read = archive.read
 
 Source = str | os.PathLike | Mapping[str, np.ndarray]
+_Names = clip_keys.Names | mae_keys.Names
+_Sizes = clip_keys.Sizes | mae_keys.Sizes
 
 
 class Spec(NamedTuple):
   """What a checkpoint holds.
 
   Attributes:
-    model_args: `models.get('clip', **model_args)` is its model.
+    model_args: `models.get(model, **model_args)` is its model.
     image_size: pixels along a side of its pictures.
-    scheme: how it names its tensors: `openai`, `laclip` or `transformers`.
+    scheme: how it names its tensors: `openai`, `laclip` or `transformers` of a CLIP; see mae_keys.py
+      for those of an MAE.
+    model: `clip` or `mae`.
+    absent: parts of the model that the file does not hold: ('decoder',) of an MAE's encoder alone.
   """
 
   model_args: dict[str, Any]
   image_size: int
   scheme: str
+  model: str = 'clip'
+  absent: tuple[str, ...] = ()
 
 
 def _some(what: str, items: list[str]) -> list[str]:
@@ -48,24 +57,41 @@ def _some(what: str, items: list[str]) -> list[str]:
 
 
 @functools.cache
-def _abstract(layout: str, arguments: tuple[tuple[str, int], ...], image_size: int) -> dict:
-  model = clip.clip(**{'image_heads': 1, 'text_heads': 1, **dict(arguments), 'layout': layout})
+def _abstract(model: str, arguments: tuple[tuple[str, Any], ...], image_size: int) -> dict:
+  """Path -> abstract leaf of a model; the number of heads does not matter to shapes."""
+  arguments = dict(arguments)
+  if model == 'clip':
+    network = clip.clip(**{'image_heads': 1, 'text_heads': 1, **arguments})
+    second = {'text': jnp.zeros((1, arguments['context']), jnp.int32)}
+  else:
+    network = mae.mae(**{**arguments, 'heads': 1, 'decoder_heads': 1})
+    second = {'visible': jnp.zeros((1, 1), jnp.int32)}
 
   def init(key):
-    return model.init(key, {
-        'image': jnp.zeros((1, image_size, image_size, 3)),
-        'text': jnp.zeros((1, dict(arguments)['context']), jnp.int32)})
+    image = jnp.zeros((1, image_size, image_size, arguments.get('channels', 3)))
+    return network.init(key, {'image': image, **second})
 
   variables = jax.eval_shape(init, jax.random.key(0))
   return dict(zip(surgery.paths(variables), jax.tree.leaves(variables)))
 
 
-def _plan(tensors: Mapping[str, Any]) -> tuple[clip_keys.Names, clip_keys.Sizes, dict]:
-  """The names and sizes of a checkpoint, and path -> abstract leaf of its model; all checked."""
+def _describe(tensors: Mapping[str, Any]) -> tuple[str, _Names, _Sizes, dict]:
+  """The model of a checkpoint, its names and sizes, and path -> abstract leaf of what it holds."""
+  if (names := mae_keys.detect(tensors)) is not None:
+    sizes = mae_keys.sizes(tensors, names)
+    leaves = _abstract('mae', tuple(sizes.arguments.items()), sizes.image_size)
+    return 'mae', names, sizes, {
+        path: leaf for path, leaf in leaves.items() if path.split('/')[1] not in sizes.absent}
   names = clip_keys.detect(tensors)
   sizes = clip_keys.sizes(tensors, names)
-  # The activation does not matter to shapes, nor the number of heads where it is not known.
-  leaves = _abstract(names.layout or 'openai', tuple(sizes.arguments.items()), sizes.image_size)
+  # The activation does not matter to shapes.
+  arguments = {**sizes.arguments, 'layout': names.layout or 'openai'}
+  return 'clip', names, sizes, _abstract('clip', tuple(arguments.items()), sizes.image_size)
+
+
+def _plan(tensors: Mapping[str, Any]) -> tuple[str, _Names, _Sizes, dict]:
+  """As `_describe`, with every tensor checked."""
+  model, names, sizes, leaves = _describe(tensors)
   expected = {}
   for path, leaf in leaves.items():
     expected |= jax.eval_shape(functools.partial(names.to_file, path), leaf)
@@ -78,9 +104,8 @@ def _plan(tensors: Mapping[str, Any]) -> tuple[clip_keys.Names, clip_keys.Sizes,
   problems = (_some('missing', missing) + _some('unexpected', unexpected)
               + _some('misshapen', wrong))
   if problems:
-    raise ValueError(f'no CLIP by the names of {names.scheme}: '
-                     + '; '.join(problems))
-  return names, sizes, leaves
+    raise ValueError(f'no {model.upper()} by the names of {names.scheme}: ' + '; '.join(problems))
+  return model, names, sizes, leaves
 
 
 def _open(source: Source):
@@ -92,25 +117,52 @@ def _open(source: Source):
     raise ValueError(f'{where}: {error}') from None
 
 
-def load(source: Source, *, layout: str | None = None,
-         head_width: int = 64) -> tuple[types.Variables, Spec]:
-  """Reads a public checkpoint of a CLIP with a vision transformer.
+def _layout(tensors: Mapping[str, Any], names: clip_keys.Names, given: str | None) -> str:
+  known = names.layout
+  if f'{names.prefix}input_resolution' in tensors:  # a buffer of OpenAI's archives alone
+    known = 'openai'
+  if known is None and given not in ('openai', 'open_clip'):
+    raise ValueError("the tensors do not tell QuickGELU from GELU: layout is 'openai' or "
+                     f"'open_clip' (see convert.load), got {given!r}")
+  if known is not None and given not in (None, known):
+    raise ValueError(f'the checkpoint has layout {known!r}, not {given!r}')
+  return known or given
 
-  Names are detected: those of OpenAI (also open_clip's, with the text tower at the top or under
-  `text.`, and DeCLIP's, with a biased text projection, at the top or under `encode_text.`), LaCLIP
-  (image tower of timm with norms of queries and keys) and `transformers.CLIPModel`; a prefix such
-  as `module.` may stand before all of them. Sizes are read from the shapes. Not read: ResNet image
+
+def load(source: Source, *, layout: str | None = None, head_width: int = 64,
+         decoder_head_width: int = 32) -> tuple[types.Variables, Spec]:
+  """Reads a public checkpoint of a CLIP with a vision transformer, or of a masked autoencoder.
+
+  Names are detected, and a prefix such as `module.` may stand before all of them. Sizes are read
+  from the shapes.
+
+  CLIP: the names of OpenAI (also open_clip's, with the text tower at the top or under `text.`, and
+  DeCLIP's, with a biased text projection, at the top or under `encode_text.`), LaCLIP (image tower
+  of timm with norms of queries and keys) and `transformers.CLIPModel`. Not read: ResNet image
   towers, image towers of timm in open_clip (`visual.trunk.`), SigLIP (its tokenizer is another),
   DeCLIP with a BERT as text tower or with the extra heads of its training.
 
+  MAE: the names of the authors' release and of `transformers.ViTMAEForPreTraining`. Of the release's
+  files, `mae_pretrain_vit_*.pth` hold the encoder alone: so do the variables, `spec.absent` is
+  ('decoder',), and a decoder of one's own stays with
+
+      variables = surgery.load(model.init(key, fields), variables, keep='params/decoder/.*')
+
+  The tensors do not tell whether targets were normalised: they were in `mae_pretrain_*_full.pth`, so
+  its model is `models.get('mae', **spec.model_args, normalize_targets=True)`, and not in
+  `mae_visualize_*.pth`. The position tables must be the fixed ones. Not read: fine-tuned classifiers.
+  `transformers` sets the epsilon of layer norms to 1e-12 unless told; ours is the release's 1e-6.
+
   Args:
     source: a file, as `read` takes it, or tensors by name.
-    layout: `openai` (QuickGELU: OpenAI's weights, open_clip's models whose names end in
+    layout: of a CLIP, `openai` (QuickGELU: OpenAI's weights, open_clip's models whose names end in
       `-quickgelu`, `hidden_act` "quick_gelu" in transformers) or `open_clip` (exact GELU: LAION-2B,
       DataComp, LaCLIP's LAION-400M; "gelu"). The tensors do not tell the activation, and a wrong
       one gives wrong embeddings without an error; None will do where names or buffers tell:
       OpenAI's own archives, LaCLIP, DeCLIP.
-    head_width: of every head whose width the shapes do not tell; 64 in all published sizes.
+    head_width: of every head whose width the shapes do not tell; 64 in all published sizes but MAE's
+      ViT-H, which has 80.
+    decoder_head_width: of the heads of an MAE's decoder; 32 in all published sizes.
 
   Returns:
     The variables, float32, and what they are of.
@@ -119,28 +171,30 @@ def load(source: Source, *, layout: str | None = None,
     OSError: there is no such file.
     ValueError: it is damaged; names that are not known; tensors that are missing, superfluous,
       misshapen or no floats (says how many, and which come first); a layout that is needed, or does
-      not fit; a width that is no multiple of `head_width`.
+      not fit; a width that is no multiple of its head width; position tables of another kind.
     ImportError: safetensors is not installed.
   """
-  tensors, names, sizes, leaves = _open(source)
-  known = names.layout
-  if f'{names.prefix}input_resolution' in tensors:  # a buffer of OpenAI's archives alone
-    known = 'openai'
-  if known is None and layout not in ('openai', 'open_clip'):
-    raise ValueError("the tensors do not tell QuickGELU from GELU: layout is 'openai' or "
-                     f"'open_clip' (see convert.load), got {layout!r}")
-  if known is not None and layout not in (None, known):
-    raise ValueError(f'the checkpoint has layout {known!r}, not {layout!r}')
-  arguments = dict(sizes.arguments)
-  for tower in ('image', 'text'):
-    width = arguments[f'{tower}_width']
-    if f'{tower}_heads' not in arguments:
-      if width % head_width:
-        raise ValueError(f'{tower}_width {width} is no multiple of head_width {head_width}')
-      arguments[f'{tower}_heads'] = width // head_width
+  tensors, model, names, sizes, leaves = _open(source)
+  arguments, absent = dict(sizes.arguments), ()
+  if model == 'clip':
+    arguments = {'layout': _layout(tensors, names, layout), **arguments}
+    head_widths = {'image_': head_width, 'text_': head_width}
+  elif layout is not None:
+    raise ValueError(f'layout is of a CLIP, this is an MAE; got {layout!r}')
+  else:
+    absent = sizes.absent
+    head_widths = {'': head_width, 'decoder_': decoder_head_width}
+  for part, each in head_widths.items():
+    width = arguments.get(f'{part}width')
+    if width is None or f'{part}heads' in arguments:
+      continue
+    if width % each:
+      raise ValueError(f'{part}width {width} is no multiple of '
+                       f'{"decoder_" if part == "decoder_" else ""}head_width {each}')
+    arguments[f'{part}heads'] = width // each
   variables = clip_keys.variables_of({
       path: np.array(names.from_file(path, tensors), np.float32) for path in leaves})
-  return variables, Spec({'layout': known or layout, **arguments}, sizes.image_size, names.scheme)
+  return variables, Spec(arguments, sizes.image_size, names.scheme, model, absent)
 
 
 def save(path: str | os.PathLike, variables: types.Variables, *, like: Source,
@@ -175,7 +229,7 @@ def save(path: str | os.PathLike, variables: types.Variables, *, like: Source,
     raise FileExistsError(f'{path} exists; overwrite=True replaces it')
   if not path.parent.is_dir():
     raise FileNotFoundError(f'{path.parent} is no directory')
-  tensors, names, _, leaves = _open(like)
+  tensors, _, names, _, leaves = _open(like)
   found = {'params': variables.get('params', {})}
   if problem := surgery.first_mismatch(clip_keys.variables_of(leaves), found):
     raise ValueError(f'the variables are of another model than the checkpoint: {problem}')

@@ -2,6 +2,7 @@
 
 from unlearn_jax.tasks import classification
 from unlearn_jax.tasks import federated
+from unlearn_jax.tasks import generation
 from unlearn_jax.tasks import image_text
 from unlearn_jax.tasks import multimodal
 from unlearn_jax.tasks.base import Objective
@@ -16,7 +17,8 @@ __all__ = ('KINDS', 'Objective', 'Task', 'anchor', 'cache_dir', 'load', 'row_dir
            'row_settings', 'train_row')
 
 KINDS = {'classification': classification.load, 'image_text': image_text.load,
-         'multimodal': multimodal.load, 'federated': federated.load}
+         'multimodal': multimodal.load, 'federated': federated.load,
+         'generation': generation.load}
 
 
 def load(config, workdir: str) -> Task:

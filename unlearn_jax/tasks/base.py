@@ -185,11 +185,24 @@ def train_row(task: Task, row: str, seed: int, settings: Mapping[str, Any], vari
         label=f'{row}, seed {seed}')
   facts = {'seconds': result.seconds, 'compile_seconds': result.compile_seconds,
            'steps': result.steps, 'planned_steps': sum(phase.steps for phase in method.phases),
-           'flops': result.flops, 'settings': note['settings']}
+           'flops': result.flops, 'memory': result.memory, 'settings': note['settings'],
+           'trained': changed(variables, result.variables)}
   if keep:
     with checkpoint.Checkpointer(finished) as saved:
       saved.save(dict(result.variables), facts)
   return result.variables, facts
+
+
+def changed(before: types.Variables, after: types.Variables) -> int:
+  """How many numbers unlearning may have touched: sizes of the arrays that are not as they were.
+
+  Batch statistics are no parameters; collections that only one side has are not compared.
+  """
+  shared = sorted((set(before) & set(after)) - {'batch_stats'})
+  pairs = [pair for name in shared
+           if jax.tree.structure(before[name]) == jax.tree.structure(after[name])
+           for pair in zip(jax.tree.leaves(before[name]), jax.tree.leaves(after[name]))]
+  return sum(new.size for old, new in pairs if not np.array_equal(old, new))
 
 
 def anchor(task: Task, row: str, seed: int) -> tuple[types.Variables, dict[str, float], str]:
@@ -208,6 +221,32 @@ def anchor(task: Task, row: str, seed: int) -> tuple[types.Variables, dict[str, 
   fresh = task.model.init(jax.random.key(seed), task.example)
   variables, facts = train_row(task, row, seed, settings, fresh, directory)
   return variables, facts, directory
+
+
+def beside(name: str, method: types.Method, fresh: types.Variables, stream: types.Stream,
+           facts: Mapping[str, Any], config: config_dict.ConfigDict, mesh: jax.sharding.Mesh
+           ) -> types.Variables:
+  """A trained model that is no row, a backbone or a feature extractor; cached by content hash.
+
+  Args:
+    name: of what it is for, in the cache and on the progress bar.
+    method: trains it.
+    fresh: its variables, freshly initialised.
+    stream: the one that the method's phase reads, under the name of its role `train`.
+    facts: all that the result depends on, but devices and version.
+    config: of the experiment.
+    mesh: to train on.
+  """
+  facts = json.loads(json.dumps({**facts, 'devices': mesh.size, 'version': unlearn_jax.__version__}))
+  directory = os.path.join(cache_dir(config), 'models', f'{name}-{workdir_lib.fingerprint(facts)}')
+  template = jax.eval_shape(lambda v: method.export(method.init(jax.random.key(0), v)[0]), fresh)
+  with checkpoint.Checkpointer(directory) as saved:
+    if saved.latest() is not None:
+      return saved.restore(template)
+    result = loop.run(method, fresh, {'train': stream}, key=jax.random.key(0), mesh=mesh,
+                      log_every=config.log_every, label=name)
+    saved.save(dict(result.variables), facts)
+    return result.variables
 
 
 def row_directory(task: Task, row: str, seed: int) -> str:

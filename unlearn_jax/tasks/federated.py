@@ -3,9 +3,7 @@
 from collections.abc import Callable
 import functools
 import hashlib
-import json
 import math
-import os
 from typing import Any
 
 from absl import logging
@@ -13,11 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-import unlearn_jax
 from unlearn_jax import config as config_lib
 from unlearn_jax import methods
 from unlearn_jax import types
-from unlearn_jax import workdir as workdir_lib
 from unlearn_jax.data import clients
 from unlearn_jax.data import federation
 from unlearn_jax.data import pairs
@@ -29,10 +25,10 @@ from unlearn_jax.evals import similarity
 from unlearn_jax.losses import subspace
 from unlearn_jax.methods import ease
 from unlearn_jax.models import clip
+from unlearn_jax.models import convert
 from unlearn_jax.models import lora
+from unlearn_jax.models import surgery
 from unlearn_jax.tasks import base
-from unlearn_jax.train import checkpoint
-from unlearn_jax.train import loop
 from unlearn_jax.train import sharding
 
 MODEL = ('params', 'adapter', 'adapter_fixed')  # what a forward pass reads
@@ -296,30 +292,35 @@ def pretrained(source: sources.Source, config, model: types.Model, mesh) -> Call
     recipe = config.federation.backbone.to_dict()
     captions = texts(source, config)
     facts = {'source': source.content_hash(), 'ids': hashlib.sha256(ids.tobytes()).hexdigest(),
-             'recipe': recipe, 'version': unlearn_jax.__version__, 'devices': mesh.size,
+             'recipe': recipe,
              **{key: config_lib.to_json(config)[key] for key in ('model', 'model_args')}}
-    directory = os.path.join(base.cache_dir(config), 'models',
-                             f'backbone-{workdir_lib.fingerprint(facts)}')
     example = {'image': np.asarray(source.fields['image'][:1]), 'text': captions[:1]}
     settings = dict(recipe)
     batch_size = settings.pop('batch_size')
     method = methods.get('contrastive')(
         model, example=example, role='train', batch_size=batch_size,
         train_steps=max(pairs.steps_per_epoch(len(ids), batch_size), 1), **settings)
+    stream = pairs.stream(source, ids, batch_size=batch_size, seed=0,
+                          augment=tuple(config.data.augment),
+                          texts={'text': lambda rows, seed, epoch: captions[rows]})
     fresh = model.init(jax.random.key(0), example)
-    template = jax.eval_shape(lambda v: method.export(method.init(jax.random.key(0), v)[0]), fresh)
-    with checkpoint.Checkpointer(directory) as saved:
-      if saved.latest() is not None:
-        return saved.restore(template)['params']
-      stream = pairs.stream(source, ids, batch_size=batch_size, seed=0,
-                            augment=tuple(config.data.augment),
-                            texts={'text': lambda rows, seed, epoch: captions[rows]})
-      result = loop.run(method, fresh, {'train': stream}, key=jax.random.key(0), mesh=mesh,
-                        log_every=config.log_every, label='backbone')
-      saved.save(dict(result.variables), json.loads(json.dumps(facts)))
-      return result.variables['params']
+    return base.beside('backbone', method, fresh, stream, facts, config, mesh)['params']
 
   return params
+
+
+def published(path: str, model: types.Model, example: types.Inputs) -> Callable[[], types.PyTree]:
+  """`() -> params` of a backbone that others have published, as `models.convert` reads it.
+
+  Raises:
+    ValueError: at once, a file that is none, or whose network is not the config's.
+  """
+  variables, spec = convert.load(path)
+  wanted = jax.eval_shape(lambda x: model.init(jax.random.key(0), x), example)['params']
+  if (problem := surgery.first_mismatch(wanted, variables['params'])) is not None:
+    raise ValueError(f'{path} holds {spec.model} with {spec.model_args}, which is not config.model: '
+                     f'{problem}')
+  return lambda: variables['params']
 
 
 def load(config, workdir: str) -> Federated:
@@ -348,8 +349,12 @@ def load(config, workdir: str) -> Federated:
   if not chosen.backbone and source.backbone is None:
     raise ValueError(f'data {data.name!r} bring no backbone; config.federation.backbone says how one '
                      'is trained on public records: {"epochs": 20.0, "batch_size": 128, ...}')
-  backbone = (pretrained(source, config, inner, mesh) if chosen.backbone else
-              lambda: source.backbone)
+  if 'weights' in chosen.backbone:
+    example = {'image': np.asarray(source.fields['image'][:1]), 'text': texts(source, config)[:1]}
+    backbone = published(chosen.backbone.weights, inner, example)
+  else:
+    backbone = (pretrained(source, config, inner, mesh) if chosen.backbone else
+                lambda: source.backbone)
 
   def init(key, inputs):
     return {**adapted.init(key, inputs), 'params': backbone()}

@@ -13,13 +13,15 @@ from unlearn_jax import types
 from unlearn_jax.losses import classification
 from unlearn_jax.methods import registry
 from unlearn_jax.testing import checks as checks_lib
+from unlearn_jax.testing import generation_toy
 from unlearn_jax.testing import multimodal_toy
 from unlearn_jax.testing import pairs_toy
 from unlearn_jax.testing import toy
 from unlearn_jax.testing import trees
 
 # Kind of task -> its known answer.
-TOYS = {'classification': toy, 'image_text': pairs_toy, 'multimodal': multimodal_toy}
+TOYS = {'classification': toy, 'image_text': pairs_toy, 'multimodal': multimodal_toy,
+        'generation': generation_toy}
 RETAIN_DROP = 0.1  # largest fall of the retain accuracy; ours
 SMALL = 5  # a forget set smaller than a batch
 SHORT = 2  # steps of a phase in the runs that only look for what goes wrong at once
@@ -34,7 +36,9 @@ def conformance(method_factory: Callable[..., types.Method], *,
   A classifier's toy is `toy`. That of image-text pairs is `pairs_toy`: there the records to forget
   are mismatched pairs, and their accuracy is the share of them that the model still matches; small
   sets, padding and retained records are not checked (its batches are full, and mix both). That of
-  records of two modalities is `multimodal_toy`, whose accuracies are visual ones.
+  records of two modalities is `multimodal_toy`, whose accuracies are visual ones. That of generators
+  is `generation_toy`: its accuracy is the share of pictures whose hole is painted well, its loss the
+  generator's own.
 
   - `finite`: the run ends; all that its steps report and all that it exports is finite.
   - `student moves`: at least one exported parameter differs from the original's.
@@ -50,8 +54,8 @@ def conformance(method_factory: Callable[..., types.Method], *,
   - `padding`: what stands in rows of mask 0 changes nothing.
   - `retained records`: with nothing to forget (mask 0), no step climbs the loss of retained
     records. Every step function is compared, from a disturbed original, with itself on no data at
-    all: with d the difference of both updates and g the gradient of the retained batch's cross
-    entropy, `<g, d> <= 1e-3 |g| |d|`.
+    all: with d the difference of both updates and g the gradient of the retained batch's loss, the
+    cross entropy of labels, `<g, d> <= 1e-3 |g| |d|`.
   - `fresh start` (`oracle` only): the first parameters depend on the key and not on the variables
     given, in every leaf of an MLP and of a network of nested modules.
 
@@ -64,8 +68,8 @@ def conformance(method_factory: Callable[..., types.Method], *,
     settings: its keyword arguments; choose short runs that forget.
     oracle: whether it claims to be a retraining from scratch.
     expects: check -> why it is not expected to pass; such checks are not run.
-    task: kind of task, `classification`, `image_text` or `multimodal`. None: the first that a
-      registered method is for, and classification for any other.
+    task: kind of task, `classification`, `image_text`, `multimodal` or `generation`. None: the first
+      that a registered method is for, and classification for any other.
 
   Returns:
     The failed checks, each with a reason; an exception is the reason of the check that met it.
@@ -247,7 +251,8 @@ class _Suite:
       yield from (f'phase {phase.name!r}, forget batch of mask 0: {reason}'
                   for reason in trees.not_finite(update))
       kept = fed['retain'](0)['retain'] if 'retain' not in batch else batch['retain']
-      gradient = _retain_gradient(self.toy.task().model.apply, disturbed.params['model'],
+      gradient = _retain_gradient(getattr(self.toy, 'loss', _cross_entropy),
+                                  self.toy.task().model.apply, disturbed.params['model'],
                                   state.collections, kept)
       slope = sum(float(np.vdot(g, d)) for g, d in zip(jax.tree.leaves(gradient),
                                                        jax.tree.leaves(update)))
@@ -277,11 +282,12 @@ def _disturbed(params):
       trees.host(params))
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _retain_gradient(apply, params, collections, inputs):
-  """Gradient of the records' cross entropy."""
-  def loss(params):
-    outputs, _ = apply({'params': params, **collections}, inputs, train=False)
-    return classification.cross_entropy(outputs['logits'], inputs['label'], where=inputs['mask'])
+def _cross_entropy(apply, variables, inputs):
+  outputs, _ = apply(variables, inputs, train=False)
+  return classification.cross_entropy(outputs['logits'], inputs['label'], where=inputs['mask'])
 
-  return jax.grad(loss)(params)
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _retain_gradient(loss, apply, params, collections, inputs):
+  """Gradient of the records' `loss(apply, variables, inputs)`."""
+  return jax.grad(lambda params: loss(apply, {'params': params, **collections}, inputs))(params)

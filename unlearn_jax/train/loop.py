@@ -32,6 +32,8 @@ class Result(NamedTuple):
     compile_seconds: time spent in compilation.
     steps: steps taken, over all runs of a resumed one.
     flops: of these steps, as the compiler counts them: the body of a loop (a Sinkhorn solve) once.
+    memory: bytes on a device that the largest step takes, as compiled: arguments, outputs,
+      temporaries; 0 where the compiler does not say.
   """
 
   state: types.TrainState
@@ -40,6 +42,7 @@ class Result(NamedTuple):
   compile_seconds: float
   steps: int
   flops: float
+  memory: float
 
 
 def run(method: types.Method, variables: types.Variables, streams: Mapping[str, types.Stream], *,
@@ -80,7 +83,8 @@ def run(method: types.Method, variables: types.Variables, streams: Mapping[str, 
   _check_wiring(method, streams, monitor, evaluators, apply)
   state, frozen = method.init(key, variables)
   state, frozen = sharding.replicate(state, mesh), sharding.replicate(frozen, mesh)
-  position, spent = (0, 0), {'seconds': 0.0, 'compile_seconds': 0.0, 'flops': 0.0}
+  position, spent = (0, 0), {'seconds': 0.0, 'compile_seconds': 0.0, 'flops': 0.0,
+                             'memory': 0.0}
   if checkpointer is not None and (saved := checkpointer.latest()) is not None:
     if saved['note'] != note:
       raise ValueError(f'the checkpoint belongs to another run: it says {saved["note"]}, '
@@ -131,6 +135,7 @@ def run(method: types.Method, variables: types.Variables, streams: Mapping[str, 
             with _clock(spent, 'compile_seconds'):
               compiled[phase.step] = _compile(phase.step, state, frozen, batch, mesh)
               flops[phase.step] = _flops(compiled[phase.step])
+              spent['memory'] = max(spent['memory'], _memory(compiled[phase.step]))
               if phase.signals and not warm:
                 warm = monitor.run(apply, method.export(state))  # compiles the monitor
           with _clock(spent, 'seconds'):
@@ -156,7 +161,7 @@ def run(method: types.Method, variables: types.Variables, streams: Mapping[str, 
       flush(phase)  # of a phase that stopped early
       save((number + 1, 0))
   return Result(state, method.export(state), spent['seconds'], spent['compile_seconds'], taken,
-                spent['flops'])
+                spent['flops'], spent['memory'])
 
 
 @contextlib.contextmanager
@@ -180,6 +185,14 @@ def _flops(compiled: jax.stages.Compiled) -> float:
   """Of one step on all devices; 0 where the compiler does not count."""
   return float((compiled.cost_analysis() or {}).get('flops', 0.0)) * len(
       jax.tree.leaves(compiled.input_shardings)[0].device_set)
+
+
+def _memory(compiled: jax.stages.Compiled) -> float:
+  """Bytes on a device; donated arguments count once. 0 where the compiler does not say."""
+  found = compiled.memory_analysis()
+  return 0.0 if found is None else float(
+      found.argument_size_in_bytes + found.output_size_in_bytes + found.temp_size_in_bytes
+      - found.alias_size_in_bytes)
 
 
 def _refresh(state: types.TrainState, values: Mapping[str, Any], due: list[str], mesh: Mesh):
