@@ -70,7 +70,7 @@ $(VENV)/test.stamp: $(INSTALLED_BY) | $(VENV)/bin/python
 
 $(VENV)/results.stamp: $(INSTALLED_BY) | $(VENV)/bin/python
 	@echo '==> installing unlearn_jax with what the experiments need (one to three minutes the first time)'
-	@$(PIP) -e '.[audit,clip,openmoji]'
+	@$(PIP) -e '.[audit,clip,openmoji,speech]'
 	@touch $@ $(VENV)/core.stamp
 
 $(VENV)/bench.stamp: $(INSTALLED_BY) | $(VENV)/bin/python

@@ -14,6 +14,7 @@ from absl import app
 from absl import flags
 from absl import logging
 
+from experiments import figures
 from unlearn_jax import auditing
 from unlearn_jax import cli
 from unlearn_jax import experiment
@@ -29,7 +30,10 @@ CONFIGS = {
     'classification_omniglot:original': AUDIT,
     'ncu_openmoji': BOTH, 'ncu_partial': RUN,
     'ccu_av_digits': BOTH, 'ccu_av_digits:15': BOTH, 'ccu_av_digits:voice': BOTH,
-    'ccu_av_digits:ablation': RUN, 'ccu_av_fsdd': BOTH, 'ease_toy': RUN}
+    'ccu_av_digits:ablation': RUN, 'ccu_av_fsdd': BOTH, 'ease_toy': RUN,
+    'i2i_mae_openmoji': BOTH, 'i2i_mae_openmoji:limited': RUN, 'i2i_mae_openmoji:alpha': RUN,
+    'i2i_mae_openmoji:noise': RUN, 'i2i_mae_openmoji:holes': RUN}
+DRAWN = ('i2i_mae_openmoji', 'i2i_mae_openmoji:holes')  # whose pictures are committed too
 JSON = {'report': 'results.json', 'audit': 'audit.json'}
 
 _DATA_DIR = flags.DEFINE_string(
@@ -59,6 +63,8 @@ def main(_):
       shutil.copyfile(os.path.join(workdir, JSON[product]), f'{target}.json')
       shutil.copyfile(os.path.join(workdir, f'{product}.md'), f'{target}.md')
       print(f'{target}.md')
+    if key in DRAWN:
+      figures.write(workdir, os.path.join(_RESULTS.value, name))
 
 
 if __name__ == '__main__':

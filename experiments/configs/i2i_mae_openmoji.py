@@ -64,7 +64,7 @@ def get_config(mode: str = ''):
     raise ValueError(f"the config's mode is one of {', '.join(m for m in MODES if m)} or nothing, "
                      f'got {mode!r}')
   smoke = mode == 'smoke'
-  found = rows(mode, {'epochs': 1.0 if smoke else 20.0})
+  found = rows(mode, {'epochs': 1.0 if smoke else 40.0})
   tune = {'methods': {row: {'learning_rate': RATES} for row in found if row != 'i2i-proxy'},
           'follow': {'i2i-proxy': 'i2i'}, 'trials': 4, 'objective': 'goal'} if not mode else {}
   return config.experiment(

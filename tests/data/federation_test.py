@@ -83,8 +83,8 @@ class ThemesTest(absltest.TestCase):
   def test_captions_stand_in_for_labels(self):
     source = made()
     words = ('dog park grass', 'boat sea harbour', 'chef kitchen stove', 'train station rail')
-    fields = {'image': source.fields['image'][:, None, None], 'picture': np.arange(400) // 2, 'caption': np.asarray(
-        [words[k % 4] for k in range(200) for _ in range(2)])}
+    fields = {'image': source.fields['image'][:, None, None], 'picture': np.arange(400) // 2,
+              'caption': np.asarray([words[k % 4] for k in range(200) for _ in range(2)])}
     found, splits = split(sources.Source('captions', fields, source.identity, 0, 'Generated.'),
                           scenario='concept', target=0, themes=4)
     label = np.asarray(found.fields['label'])

@@ -110,11 +110,11 @@ class StepsTest(parameterized.TestCase):
       retain, forget = seen['calls']
       self.assertNotIn('target', retain.inputs)
       np.testing.assert_array_equal(forget.inputs['image'], batch['forget']['image'])
-      noise = np.asarray(forget.inputs['target'])
+      noise = np.asarray(forget.inputs['noise'])
       return (generators.average(self.losses(w, batch, 'retain'), batch['retain']['mask']),
               generators.average(self.losses(w, batch, 'forget', noise), batch['forget']['mask']))
 
-    one, two = (np.asarray(seen['calls'][1].inputs['target'])
+    one, two = (np.asarray(seen['calls'][1].inputs['noise'])
                 for seen in self.walk('noisy_label', terms, settings={'optimizer': 'adamw'}))
     self.assertGreater(np.abs(one - two).max(), 0.01)  # drawn anew
     pixels = generators.Pixels()

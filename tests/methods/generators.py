@@ -89,6 +89,8 @@ def network(noise: float = 0.0, tokenizer: bool = False) -> types.Model:
     params, visible = variables['params'], inputs['visible']
     if method == 'decode':
       return {'image': picture(decode(params['decoder'], inputs['latent']))}, variables
+    if method == 'encode' and 'noise' in inputs:
+      inputs = {**inputs, 'image': inputs['noise']}
     latent = encode(params['encoder'], inputs, rngs)
     if train:
       old = variables['batch_stats']['encoder']['mean']
@@ -99,7 +101,8 @@ def network(noise: float = 0.0, tokenizer: bool = False) -> types.Model:
     prediction = decode(params['decoder'], latent)
     hidden = jnp.ones((len(visible), PATCHES)).at[jnp.arange(len(visible))[:, None], visible].set(0.0)
     if method == 'loss':
-      error = jnp.mean((prediction - patches(inputs.get('target', inputs['image'])))**2, axis=2)
+      wanted = inputs.get('noise', inputs.get('target', inputs['image']))
+      error = jnp.mean((prediction - patches(wanted))**2, axis=2)
       return {'loss': jnp.sum(error * hidden, axis=1) / jnp.sum(hidden, axis=1)}, variables
     completed = jnp.where(hidden[:, :, None] > 0, prediction, patches(inputs['image']))
     return {'image': picture(completed), 'latent': latent}, variables

@@ -119,10 +119,12 @@ class StepsTest(parameterized.TestCase):
       np.testing.assert_array_equal(other.inputs['visible'], batch[role]['visible'])
       np.testing.assert_array_equal(one.inputs['image'], batch[role]['image'])
       jax.tree.map(np.testing.assert_array_equal, one.keys, other.keys)
-    np.testing.assert_array_equal(frozen[0].inputs['image'], batch['retain']['image'])
+    for call, role in zip(frozen, ('retain', 'forget')):
+      np.testing.assert_array_equal(call.inputs['image'], batch[role]['image'])
+    self.assertNotIn('noise', frozen[0].inputs)
     self.assertFalse((student[0].keys['noise'] == student[1].keys['noise']).all())
     self.assertFalse((student[0].keys['noise'] == student[0].keys['dropout']).all())
-    return np.asarray(frozen[1].inputs['image'])
+    return np.asarray(frozen[1].inputs['noise'])
 
   def test_what_is_drawn_is_the_same_for_student_and_reference(self):
     """At the start a noisy encoder agrees with itself on retained pictures."""

@@ -374,5 +374,23 @@ class ErrorTest(parameterized.TestCase):
       patches.patchify(jnp.zeros((1, 8, 10, 3)), 4)
 
 
+class NoiseTest(absltest.TestCase):
+
+  def test_takes_the_place_of_what_is_to_be_forgotten(self):
+    model = models.get('mae', image_size=8, patch=4, width=8, depth=1, heads=2, decoder_width=8,
+                       decoder_depth=1, decoder_heads=2)
+    rng = np.random.default_rng(0)
+    image, n = (rng.random((2, 8, 8, 3)).astype(np.float32) for _ in range(2))
+    inputs = {'image': image, 'visible': np.asarray([[0, 3], [2, 1]], np.int32)}
+    variables = model.init(jax.random.key(0), inputs)
+    call = lambda fields, method: model.apply(variables, fields, method=method)[0]
+    np.testing.assert_array_equal(call({**inputs, 'noise': n}, 'encode')['latent'],
+                                  call({**inputs, 'image': n}, 'encode')['latent'])
+    np.testing.assert_array_equal(call({**inputs, 'noise': n}, 'loss')['loss'],
+                                  call({**inputs, 'target': n}, 'loss')['loss'])
+    with self.assertRaisesRegex(ValueError, "method 'encode' or 'loss'"):
+      call({**inputs, 'noise': n}, None)
+
+
 if __name__ == '__main__':
   absltest.main()

@@ -8,6 +8,7 @@ from absl.testing import absltest
 import jax
 import numpy as np
 
+from experiments import figures
 from unlearn_jax import config as config_lib
 from unlearn_jax import experiment
 from unlearn_jax import tasks
@@ -156,6 +157,13 @@ class ExperimentTest(absltest.TestCase):
     crossed = [name for name in methods['i2i']['metrics'] if name.startswith('cross_fid')]
     self.assertLen(crossed, 2)
     self.assertNotEqual(value('i2i', crossed[0]), value('max_loss', crossed[0]))
+    out = os.path.join(tempfile.mkdtemp(), 'tiny')
+    lines = figures.write(workdir, out)
+    self.assertGreaterEqual(len(lines), 5)
+    for number, line in enumerate(lines, 1):
+      self.assertIn(f'](tiny_{number}.svg)', line)
+      with open(f'{out}_{number}.svg') as file:
+        self.assertStartsWith(file.read(), '<svg')
     with open(os.path.join(workdir, 'report.html')) as file:
       page = file.read()
     for words in ('One-sided goal, two-sided gap', 'Held-out pictures of forget classes',

@@ -95,7 +95,7 @@ def noisy_label(model: types.Model, *, pixels=None, forget_steps: int = 10, stre
 
   def term(loss, retain, forget, *, frozen, key):
     n = source.draw(key, frozen['noise'], retain, forget)
-    losses, collections = loss({**forget, 'target': n})
+    losses, collections = loss({**forget, 'noise': n})
     return generation.mean(losses, forget['mask']), collections
 
   return _through_both('noisy_label', model, term, source.constants, learning_rate=learning_rate,

@@ -65,7 +65,7 @@ def i2i(model: types.Model, *, pixels=None, forget_steps: int = 10, stream: str 
     gone, collections = generation.encode(model, params, collections, forget, key=forget_key)
     n = source.draw(noise_key, frozen['noise'], retain, forget)
     kept_goal = generation.reference(model, frozen['reference'], retain, key=retain_key)
-    gone_goal = generation.reference(model, frozen['reference'], {**forget, 'image': n},
+    gone_goal = generation.reference(model, frozen['reference'], {**forget, 'noise': n},
                                      key=forget_key)
     found = losses.unlearning(
         kept, kept_goal, gone, gone_goal, alpha=alpha, norm=norm, stage_reduce=stage_reduce,

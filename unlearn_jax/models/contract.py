@@ -1,4 +1,21 @@
-"""Adapters: Linen and NNX modules as `Model(init, apply)` over plain dicts."""
+"""Adapters: Linen and NNX modules as `Model(init, apply)` over plain dicts.
+
+A generator completes pictures of which T(x) has taken patches away, and is called in four ways. Its
+inputs are `image` [B, H, W, C] and `visible` int32 [B, K], the row-major indices of the patches that
+are left, as many for every row of a batch:
+
+  method=None: -> `image`, the picture with its hole painted, the rest as it was given, not clipped;
+    and `latent`.
+  'encode': -> `latent`, stages of features, leaves [B, ...]. With a further field `noise`
+    [B, H, W, C]: of n in the place of what the network is to forget (I2I, Eqs. 10 and C.25).
+  'decode': `latent`, `visible` -> `image`, what is predicted everywhere.
+  'loss': -> `loss` [B], the family's training loss of each picture; with a field `target`, of
+    producing that from T(image); with a field `noise`, of producing noise (Eqs. C.32 to C.34).
+
+Draws come from `rngs` (`dropout`, `noise`), in both modes: equal keys give equal draws, so that a
+student and its reference see the same. Parameters are `encoder/...`, `decoder/...`, and under other
+names what nobody trains.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 import functools
@@ -189,7 +206,7 @@ def normalized(model: types.Model, mean: Sequence[float], std: Sequence[float]) 
   latents and losses among it, is of the normalised space.
 
   Args:
-    model: reads the field `image` [..., C], or `target` likewise, where a batch has them.
+    model: reads the field `image` [..., C], or `target` and `noise` likewise, where a batch has them.
     mean: one value per channel, or one for all.
     std: likewise, positive.
 
@@ -208,7 +225,7 @@ def normalized(model: types.Model, mean: Sequence[float], std: Sequence[float]) 
 
   def prepare(fields: types.Inputs) -> types.Inputs:
     # Neither is there for a tower of captions, or for a decoder of latents.
-    names = [name for name in ('image', 'target') if name in fields]
+    names = [name for name in ('image', 'target', 'noise') if name in fields]
     changed = {}
     for name, image in zip(names, _pick(fields, names)):
       centre, scale = statistics(image)
@@ -226,3 +243,13 @@ def normalized(model: types.Model, mean: Sequence[float], std: Sequence[float]) 
     return outputs, variables
 
   return types.Model(init, apply)
+
+
+def noise_as_picture(inputs: types.Inputs, method: str | None) -> types.Inputs:
+  """The field `noise` of generators that see a picture once: what `encode` sees, `loss` is to make."""
+  if 'noise' not in inputs:
+    return inputs
+  name = {'encode': 'image', 'loss': 'target'}.get(method)
+  if name is None:
+    raise ValueError(f"noise stands in for a picture in method 'encode' or 'loss', not {method!r}")
+  return {**{key: value for key, value in inputs.items() if key != 'noise'}, name: inputs['noise']}

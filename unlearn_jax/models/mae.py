@@ -162,6 +162,7 @@ def _as_model(module: MAE, reveal_statistics: bool) -> types.Model:
           'mae: with normalize_targets the network predicts standardised patches; a picture needs '
           'the mean and deviation of every true patch, hidden ones too. reveal_statistics=True '
           'takes them from the input, which leaks what was to be forgotten')
+    inputs = contract.noise_as_picture(inputs, method)
     wanted = fields[method]
     if method == 'loss' and 'target' in inputs:
       wanted = (*wanted, 'target')
@@ -194,6 +195,7 @@ def mae(*, image_size: int = 32, channels: int = 3, patch: int = 4, width: int =
       patches in the order of `visible`, after the last layer norm.
     `decode`: `latent`, `visible` -> `image`, the prediction everywhere, nothing pasted.
     `loss`: `image`, `visible` and, if wanted, `target` (default `image`) -> `loss` [B].
+  A field `noise` takes the place of `image` in `encode`, and of `target` in `loss`.
 
   `visible` holds row-major indices of patches in any order. Nothing is random: `rngs` is not used.
 

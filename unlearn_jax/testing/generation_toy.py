@@ -20,6 +20,7 @@ from unlearn_jax.data import sources
 from unlearn_jax.data import splits as splits_lib
 from unlearn_jax.data import streams
 from unlearn_jax.evals import run as evals_run
+from unlearn_jax.models import contract
 from unlearn_jax.testing import toy
 from unlearn_jax.train import loop
 from unlearn_jax.train import sharding
@@ -99,6 +100,7 @@ def network() -> types.Model:
 
   def apply(variables, inputs, *, train=False, rngs=None, method=None):
     del train, rngs
+    inputs = contract.noise_as_picture(inputs, method)
     params, visible = variables['params'], inputs['visible']
     decode = lambda latent: two_layers(params['decoder'], latent).reshape(-1, patches, values)
     if method == 'decode':
