@@ -2,8 +2,8 @@
 
   python -m experiments.figures --workdir=runs/i2i_mae_openmoji --out=figures/i2i
 
-gives figures/i2i_1.svg, i2i_2.svg, ... in the report's order, and prints Markdown that shows them. They
-are those of the kind of task; histograms of losses and training curves stay in `report.html`.
+gives figures/i2i_1.svg, i2i_2.svg, ... in the report's order, and prints Markdown with them. They
+are those of the kind of task; histograms and training curves stay in `report.html`.
 """
 
 import json

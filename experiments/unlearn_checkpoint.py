@@ -1,11 +1,12 @@
-"""Unlearns mismatched pairs from a public CLIP checkpoint, and writes it back under its own names.
+"""Unlearns from a public checkpoint of a CLIP or an MAE, and writes it back under its own names.
 
 python -m experiments.unlearn_checkpoint --config=experiments/configs/ncu_cc3m.py \\
     --config.data_dir=DIR --checkpoint=cc3m.pt --workdir=runs/ncu_cc3m [--row=ncu] [--seed=0]
 
-Nobody knows which pairs of the web are mismatched, so there is no retrained model to compare with
-and no report: `experiments.downstream` measures the checkpoint that comes out of it. A run that was
-cut off goes on from its last checkpoint when the command is given again.
+Nobody knows which pairs of the web are mismatched, and nobody retrains what took ImageNet and days: so
+there is no retrained model to compare with and no report, only what trials of tuning are judged by,
+before and after. `experiments.downstream` measures a CLIP that comes out of it. A run that was cut off
+goes on from its last checkpoint when the command is given again.
 """
 
 import os
@@ -30,17 +31,18 @@ def unlearn(config: config_dict.ConfigDict, checkpoint: str, workdir: str, *, ro
   """Runs one row of a config from a public checkpoint.
 
   Args:
-    config: of an image-text task whose split is `unlabelled`; `model` and `model_args` describe the
-      checkpoint.
+    config: of an image-text task whose split is `unlabelled`, or of a generation task; `model` and
+      `model_args` describe the checkpoint.
     checkpoint: as `models.convert.load` reads it.
-    workdir: gets `ROW` with the checkpoint's suffix, `recall.json`, logs and checkpoints.
+    workdir: gets `ROW` with the checkpoint's suffix, `measured.json`, logs and checkpoints.
     row: which of `config.rows`.
     seed: of the run.
     layout: of the checkpoint, where its tensors do not tell.
 
   Returns:
-    The content of `recall.json`: retrieval among the validation pairs before and after, the names
-    of the tensors that changed, and the path of the new checkpoint.
+    The content of `measured.json`: what trials are judged by (retrieval among the validation pairs,
+    FID and cosines of held-out pictures), before and after; the names of the tensors that changed,
+    and the path of the new checkpoint.
 
   Raises:
     ValueError: bad config or data, a checkpoint of another model; FileExistsError: the new
@@ -69,7 +71,7 @@ def unlearn(config: config_dict.ConfigDict, checkpoint: str, workdir: str, *, ro
     changed = convert.save(target, jax.device_get(unlearned), like=checkpoint)
   found = {'row': row, 'seed': seed, 'checkpoint': target, 'before': before,
            'after': after, 'changed': list(changed), 'facts': facts}
-  workdir_lib.write_json(os.path.join(workdir, 'recall.json'), found)
+  workdir_lib.write_json(os.path.join(workdir, 'measured.json'), found)
   return found
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from experiments import unlearn_checkpoint
+from experiments.configs import i2i_mae_imagenet
 from experiments.configs import ncu_cc3m
 from experiments.configs import ncu_cc12m
 from experiments.configs import ncu_yfcc15m_r
@@ -18,6 +19,8 @@ from unlearn_jax import experiment
 from unlearn_jax import models
 from unlearn_jax.models import clip_keys
 from unlearn_jax.models import convert
+from unlearn_jax.models import mae_keys
+from unlearn_jax.models import patches
 from unlearn_jax.models import surgery
 
 CONFIGS = {'cc3m': ncu_cc3m, 'cc12m': ncu_cc12m, 'yfcc15m_r': ncu_yfcc15m_r}
@@ -68,6 +71,33 @@ class UnlearnCheckpointTest(parameterized.TestCase):
     self.assertTrue(np.isfinite(found['after']['mean_recall/validation']))
     with self.assertRaisesRegex(FileExistsError, 'exists; choose another'):
       unlearn_checkpoint.unlearn(config, source, workdir, row='ncu-release')
+
+  def test_unlearns_an_mae(self):
+    safetensors = pytest.importorskip('safetensors.numpy')
+    config = i2i_mae_imagenet.get_config('smoke')
+    config.devices = 1
+    config.model_args.update({'width': 64, 'heads': 1, 'decoder_width': 32, 'decoder_heads': 1})
+    args = config.model_args.to_dict()
+    model = models.get('mae', image_size=64, **args)
+    variables = jax.device_get(jax.jit(model.init)(jax.random.key(0), {
+        'image': np.zeros((1, 64, 64, 3), np.float32), 'visible': np.zeros((1, 4), np.int32)}))
+    names, before = mae_keys.Names('mae', '', args['patch']), {}
+    for path, leaf in zip(surgery.paths(variables), jax.tree.leaves(variables)):
+      before |= names.to_file(path, np.asarray(leaf))
+    for name, width in zip(names.tables(), (64, 32)):
+      before[name] = np.concatenate(
+          [np.zeros((1, width)), patches.positions(8, width)])[None].astype(np.float32)
+    source = os.path.join(tempfile.mkdtemp(), 'public.safetensors')
+    safetensors.save_file({name: np.ascontiguousarray(x) for name, x in before.items()}, source)
+    found = unlearn_checkpoint.unlearn(config, source, tempfile.mkdtemp(), row='i2i')
+    after = convert.read(found['checkpoint'])
+    self.assertSameElements(after, before)
+    for key, value in before.items():
+      changed = not np.array_equal(after[key], value)
+      self.assertEqual(key in found['changed'], changed, key)
+      self.assertFalse(changed and key.startswith(('decoder', 'mask_token')), key)
+    self.assertIn('norm.weight', found['changed'])
+    self.assertSameElements(found['before'], found['after'])
 
   def test_bad_input(self):
     config = CONFIGS['cc3m'].get_config('smoke')
