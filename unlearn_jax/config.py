@@ -36,7 +36,8 @@ SECTIONS = {
         'post_rounds': 10, 'relearn_rounds': 10, 'backbone': {}}},
     'generation': {'generation': {
         'patch': 4, 'mask': 'random:0.75', 'holes': ('centre:4', 'centre:2'), 'sweep': (),
-        'extractors': ('classifier',), 'pictures': 0, 'eval_batch_size': 128, 'cross_check': True,
+        'tokenizer': {}, 'extractors': ('classifier',), 'pictures': 0, 'eval_batch_size': 128,
+        'cross_check': True,
         'classifier': {'width': 8, 'epochs': 15.0, 'batch_size': 128, 'learning_rate': 0.1,
                        'weight_decay': 5e-4}}}}
 
@@ -97,14 +98,15 @@ def experiment(*, name: str, data: Mapping[str, Any], split: Mapping[str, Any], 
       `relearn_rounds`, those in which a tenth of the forgotten data comes back (0: neither);
       `backbone`, the recipe of `contrastive` that trains the frozen backbone on public records,
       with its `batch_size`, or `weights`, the file of a published one (empty: the data bring one).
-    generation: of generation tasks: `patch`, pixels along a side of what is taken away together;
-      `mask`, how much of a picture original and unlearned models are shown in training; `holes`, what
-      is taken away when they are judged, the first of them for figures and audits, and `sweep`,
-      further ones (see `data.holes`); `extractors` of features (`classifier`, trained on the data by
-      the recipe `classifier`; `random_conv:SEED`; `inception:FILE`, `clip:FILE`), the last of which
-      gives the cosines that rows are compared by; `pictures`, how many per split are completed (0:
-      all) and `eval_batch_size`; `cross_check`, whether the original model paints around what a row
-      painted (the paper's Table E.4).
+    generation: of generation tasks: `tokenizer`, the recipe of `reconstruct` that trains the VQ-GAN
+      `model_args.vqgan` under a MAGE, with its `batch_size` (empty: none); `patch`, pixels along a
+      side of what is taken away together; `mask`, how much of a picture original and unlearned models
+      are shown in training; `holes`, what is taken away when they are judged, the first of them for
+      figures and audits, and `sweep`, further ones (see `data.holes`); `extractors` of features
+      (`classifier`, trained on the data by the recipe `classifier`; `random_conv:SEED`;
+      `inception:FILE`, `clip:FILE`), the last of which gives the cosines that rows are compared by;
+      `pictures`, how many per split are completed (0: all) and `eval_batch_size`; `cross_check`,
+      whether the original model paints around what a row painted (the paper's Table E.4).
     **settings: the remaining top-level fields, see the code.
 
   Raises:

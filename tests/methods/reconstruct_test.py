@@ -49,6 +49,23 @@ class ReconstructTest(parameterized.TestCase):
         np.testing.assert_allclose(leaf, w[name], rtol=5e-4, atol=5e-5, err_msg=name)
     self.assertGreater(min(np.abs(w[name] - start[name]).max() for name in w), 0.001)
 
+  def test_an_average_of_the_parameters_is_exported(self):
+    plain, method = make(generators.network()), make(generators.network(), ema=0.9)
+    stream, states = generators.feed()['retain'], []
+    for one in (plain, method):
+      state, frozen = one.init(jax.random.key(3), generators.variables())
+      states.append(state)
+    average, step = states[0].params['model'], [jax.jit(m.phases[0].step) for m in (plain, method)]
+    for number in range(STEPS):
+      states = [run(state, {}, stream(number))[0] for run, state in zip(step, states)]
+      average = jax.tree.map(lambda a, p: 0.9 * a + 0.1 * p, average, states[0].params['model'])
+    jax.tree.map(np.testing.assert_array_equal, states[0].params, states[1].params)
+    jax.tree.map(lambda found, mean: np.testing.assert_allclose(found, mean, rtol=1e-5, atol=1e-6),
+                 method.export(states[1])['params'], average)
+    self.assertNotIn('average', states[0].extra)
+    with self.assertRaisesRegex(ValueError, 'ema must lie in'):
+      make(generators.network(), ema=1.5)
+
   def test_the_original_trains_on_everything(self):
     phase, = make(generators.network(), role='train').phases
     self.assertEqual((phase.steps, phase.stream), (7, 'train'))

@@ -57,7 +57,8 @@ class RegistryTest(parameterized.TestCase):
     self.assertEqual(models.names(), (
         'audio_visual', 'av_events', 'clip', 'clip_vit_b_16', 'clip_vit_b_32', 'clip_vit_l_14',
         'cnn', 'densenet121', 'efficientnet_b0', 'inception_v3', 'linear_towers', 'mae', 'mae_vit_b',
-        'mae_vit_l', 'mlp', 'resnet18', 'resnet34', 'resnet50', 'token_fusion', 'vit'))
+        'mae_vit_l', 'mage', 'mage_vit_b', 'mlp', 'palette', 'palette_256', 'resnet18', 'resnet34',
+        'resnet50', 'token_fusion', 'vit', 'vqgan'))
 
   def test_unknown_model(self):
     with self.assertRaisesRegex(ValueError, "no model 'resnet19', did you mean 'resnet18'"):

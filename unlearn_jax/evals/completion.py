@@ -127,7 +127,7 @@ def report_figures(results: Mapping[str, Any], panels: Mapping[str, Mapping[str,
   first, hole = next(iter(named.values())), results['config']['generation']['holes'][0]
   for side in SIDES:
     columns = {'input': first[f'input_{side}'], 'truth': first[f'truth_{side}'], **{
-        name: part[f'completed_{side}'][:len(first[f'truth_{side}'])] for name, part in named.items()}}
+        name: part[f'painted_{side}'] for name, part in named.items()}}
     shown += (render.Figure(grid(columns), f'Held-out pictures of {side} classes, hole {hole}, one '
                                            'seed.'),)
   groups = {name: _groups(part) for name, part in named.items()}

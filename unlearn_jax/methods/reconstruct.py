@@ -2,6 +2,8 @@
 
 import math
 
+import jax
+
 from unlearn_jax import types
 from unlearn_jax.methods import base
 from unlearn_jax.methods import generation
@@ -11,7 +13,7 @@ from unlearn_jax.methods import image_text
 def reconstruct(model: types.Model, *, example: types.Inputs, retain_steps: int = 100,
                 train_steps: int = 100, epochs: float = 100.0, learning_rate: float = 1e-3,
                 weight_decay: float = 0.05, warmup_epochs: float = 5.0, optimizer: str = 'adamw',
-                role: str = 'retain') -> types.Method:
+                ema: float = 0.0, role: str = 'retain') -> types.Method:
   """`min_{theta, phi} E_x l(D_phi(E_theta(T(x))), x)` from a new initialisation, l the family's loss.
 
   The variables given to `init` are ignored: over the retained pictures this is the oracle. A
@@ -32,6 +34,8 @@ def reconstruct(model: types.Model, *, example: types.Inputs, retain_steps: int 
     weight_decay: see `generation.optimizer`.
     warmup_epochs: linear, fewer than `epochs`.
     optimizer: `'adamw'` or `'sgd'`.
+    ema: decay of an average of the parameters over steps, which is what is exported then (Palette's
+      public training has 0.9999); 0 exports the parameters themselves, as I2I does.
     role: the stream: `'retain'` for the oracle, `'train'` for the original.
 
   Raises:
@@ -41,7 +45,7 @@ def reconstruct(model: types.Model, *, example: types.Inputs, retain_steps: int 
     raise ValueError(f"reconstruct: role is 'retain' or 'train', got {role!r}")
   base.check_range('reconstruct', learning_rate=(learning_rate, 0, math.inf),
                    epochs=(epochs, 0, math.inf), weight_decay=(weight_decay, 0, math.inf),
-                   warmup_epochs=(warmup_epochs, 0, epochs))
+                   warmup_epochs=(warmup_epochs, 0, epochs), ema=(ema, 0, 1))
   per_epoch = retain_steps if role == 'retain' else train_steps
   steps = base.total_steps(epochs, per_epoch)
   rate = image_text.warm_cosine(learning_rate, steps=steps,
@@ -56,7 +60,20 @@ def reconstruct(model: types.Model, *, example: types.Inputs, retain_steps: int 
 
   def init(key, variables):
     del variables  # an oracle never sees the original's weights
-    return base.initial_state(key, model.init(key, example), tx), {}
+    fresh = model.init(key, example)
+    return base.initial_state(
+        key, fresh, tx, extra={'average': base.copied(fresh['params'])} if ema else None), {}
 
-  step = base.gradient_step(objective, tx)
-  return types.Method(init, (types.Phase('train', step, steps, role),), base.export)
+  plain = base.gradient_step(objective, tx)
+
+  def averaged(state, frozen, batch):
+    state, metrics = plain(state, frozen, batch)
+    average = jax.tree.map(lambda mean, new: ema * mean + (1 - ema) * new, state.extra['average'],
+                           state.params['model'])
+    return state.replace(extra={'average': average}), metrics
+
+  def export(state):
+    return {'params': state.extra['average'], **state.collections}
+
+  return types.Method(init, (types.Phase('train', averaged if ema else plain, steps, role),),
+                      export if ema else base.export)

@@ -23,17 +23,24 @@ _FACTORIES = {
     'mae': ('mae', 'mae'),
     'mae_vit_b': ('mae', 'mae_vit_b'),
     'mae_vit_l': ('mae', 'mae_vit_l'),
+    'mage': ('mage', 'mage'),
+    'mage_vit_b': ('mage', 'mage_vit_b'),
     'mlp': ('mlp', 'mlp'),
+    'palette': ('palette', 'palette'),
+    'palette_256': ('palette', 'palette_256'),
     'resnet18': ('resnet', 'resnet18'),
     'resnet34': ('resnet', 'resnet34'),
     'resnet50': ('resnet', 'resnet50'),
     'token_fusion': ('token_fusion', 'token_fusion'),
     'vit': ('vit', 'vit'),
+    'vqgan': ('vqgan', 'vqgan'),
 }
 _MODULES = ('archive', 'archive_legacy', 'audio_visual', 'av_events', 'clip', 'clip_keys',
             'clip_tokenizer', 'clip_towers', 'cnn', 'contract', 'convert', 'cpu_conv', 'densenet',
-            'efficientnet', 'inception', 'layers', 'linear_towers', 'lora', 'mae', 'mae_keys', 'mlp',
-            'order', 'patches', 'resnet', 'surgery', 'token_fusion', 'vit')
+            'diffusion', 'efficientnet', 'inception', 'layers', 'linear_towers', 'lora', 'mae',
+            'mae_keys', 'mage', 'mage_keys', 'mage_masking', 'mage_transformer', 'mlp', 'order',
+            'palette', 'palette_keys', 'patches', 'resnet', 'surgery', 'token_fusion', 'unet',
+            'vit', 'vqgan')
 __all__ = ('arguments', 'factory', 'get', 'names', *_MODULES)
 
 

@@ -1,4 +1,4 @@
-"""Public checkpoints in and out: CLIP (OpenAI, open_clip, LaCLIP, DeCLIP, transformers) and MAE.
+"""Public checkpoints in and out: CLIP (OpenAI, open_clip, LaCLIP, DeCLIP, transformers), generators.
 
     variables, spec = convert.load('ViT-B-32.pt')
     model = models.get(spec.model, **spec.model_args)
@@ -22,13 +22,26 @@ from unlearn_jax.models import clip
 from unlearn_jax.models import clip_keys
 from unlearn_jax.models import mae
 from unlearn_jax.models import mae_keys
+from unlearn_jax.models import mage
+from unlearn_jax.models import mage_keys
+from unlearn_jax.models import palette
+from unlearn_jax.models import palette_keys
 from unlearn_jax.models import surgery
+from unlearn_jax.models import vqgan
 
 read = archive.read
 
 Source = str | os.PathLike | Mapping[str, np.ndarray]
-_Names = clip_keys.Names | mae_keys.Names
-_Sizes = clip_keys.Sizes | mae_keys.Sizes
+_Names = clip_keys.Names | mae_keys.Names | mage_keys.Names | palette_keys.Names
+_Sizes = clip_keys.Sizes | mae_keys.Sizes | mage_keys.Sizes | palette_keys.Sizes
+# Networks by their sizes; the number of heads does not matter to shapes.
+_NETWORKS = {
+    'clip': lambda sizes: clip.clip(**{'image_heads': 1, 'text_heads': 1, **sizes}),
+    'mae': lambda sizes: mae.mae(**{**sizes, 'heads': 1, 'decoder_heads': 1}),
+    'mage': lambda sizes: mage.mage(**{**sizes, 'heads': 1, 'decoder_heads': 1}),
+    'palette': lambda sizes: palette.palette(**sizes),
+    'vqgan': lambda sizes: vqgan.vqgan(**sizes),
+}
 
 
 class Spec(NamedTuple):
@@ -38,8 +51,8 @@ class Spec(NamedTuple):
     model_args: `models.get(model, **model_args)` is its model.
     image_size: pixels along a side of its pictures.
     scheme: how it names its tensors: `openai`, `laclip` or `transformers` of a CLIP; see mae_keys.py
-      for those of an MAE.
-    model: `clip` or `mae`.
+      for those of an MAE; else the model's name.
+    model: `clip`, `mae`, `mage`, `palette` or `vqgan`.
     absent: parts of the model that the file does not hold: ('decoder',) of an MAE's encoder alone.
   """
 
@@ -58,18 +71,14 @@ def _some(what: str, items: list[str]) -> list[str]:
 
 @functools.cache
 def _abstract(model: str, arguments: tuple[tuple[str, Any], ...], image_size: int) -> dict:
-  """Path -> abstract leaf of a model; the number of heads does not matter to shapes."""
+  """Path -> abstract leaf of a model."""
   arguments = dict(arguments)
-  if model == 'clip':
-    network = clip.clip(**{'image_heads': 1, 'text_heads': 1, **arguments})
-    second = {'text': jnp.zeros((1, arguments['context']), jnp.int32)}
-  else:
-    network = mae.mae(**{**arguments, 'heads': 1, 'decoder_heads': 1})
-    second = {'visible': jnp.zeros((1, 1), jnp.int32)}
+  network = _NETWORKS[model](arguments)
 
-  def init(key):
+  def init(key):  # each takes what it reads
     image = jnp.zeros((1, image_size, image_size, arguments.get('channels', 3)))
-    return network.init(key, {'image': image, **second})
+    return network.init(key, {'image': image, 'visible': jnp.zeros((1, 1), jnp.int32),
+                              'text': jnp.zeros((1, arguments.get('context', 1)), jnp.int32)})
 
   variables = jax.eval_shape(init, jax.random.key(0))
   return dict(zip(surgery.paths(variables), jax.tree.leaves(variables)))
@@ -77,11 +86,19 @@ def _abstract(model: str, arguments: tuple[tuple[str, Any], ...], image_size: in
 
 def _describe(tensors: Mapping[str, Any]) -> tuple[str, _Names, _Sizes, dict]:
   """The model of a checkpoint, its names and sizes, and path -> abstract leaf of what it holds."""
+  if (names := mage_keys.detect(tensors)) is not None:  # first: MAGE has the names of an MAE too
+    sizes = mage_keys.sizes(tensors, names)
+    return names.scheme, names, sizes, _abstract(
+        names.scheme, tuple(sizes.arguments.items()), sizes.image_size)
   if (names := mae_keys.detect(tensors)) is not None:
     sizes = mae_keys.sizes(tensors, names)
     leaves = _abstract('mae', tuple(sizes.arguments.items()), sizes.image_size)
     return 'mae', names, sizes, {
         path: leaf for path, leaf in leaves.items() if path.split('/')[1] not in sizes.absent}
+  if (names := palette_keys.detect(tensors)) is not None:
+    sizes = palette_keys.sizes(tensors, names)
+    return 'palette', names, sizes, _abstract(
+        'palette', tuple(sizes.arguments.items()), sizes.image_size)
   names = clip_keys.detect(tensors)
   sizes = clip_keys.sizes(tensors, names)
   # The activation does not matter to shapes.
@@ -131,7 +148,7 @@ def _layout(tensors: Mapping[str, Any], names: clip_keys.Names, given: str | Non
 
 def load(source: Source, *, layout: str | None = None, head_width: int = 64,
          decoder_head_width: int = 32) -> tuple[types.Variables, Spec]:
-  """Reads a public checkpoint of a CLIP with a vision transformer, or of a masked autoencoder.
+  """Reads a public checkpoint of a CLIP with a vision transformer, or of a generator.
 
   Names are detected, and a prefix such as `module.` may stand before all of them. Sizes are read
   from the shapes.
@@ -152,6 +169,13 @@ def load(source: Source, *, layout: str | None = None, head_width: int = 64,
   its model is `models.get('mae', **spec.model_args, normalize_targets=True)`, and not in
   `mae_visualize_*.pth`. The position tables must be the fixed ones. Not read: fine-tuned classifiers.
   `transformers` sets the epsilon of layer norms to 1e-12 unless told; ours is the release's 1e-6.
+
+  MAGE: the authors' files, with the tokenizer in them, and that tokenizer (`vqgan`) alone. 16 heads in
+  the decoder and 32 groups, as published, for the shapes do not tell; the token head is tied.
+
+  Palette: the public implementation's `*_Network.pth`, and I2I's, whose frozen copy is not read; with
+  the published schedule, 32 groups and heads of 32. The files that end in `_ema` are alike. Patches
+  of its holes are 16 pixels, ours.
 
   Args:
     source: a file, as `read` takes it, or tensors by name.
@@ -180,9 +204,11 @@ def load(source: Source, *, layout: str | None = None, head_width: int = 64,
     arguments = {'layout': _layout(tensors, names, layout), **arguments}
     head_widths = {'image_': head_width, 'text_': head_width}
   elif layout is not None:
-    raise ValueError(f'layout is of a CLIP, this is an MAE; got {layout!r}')
+    raise ValueError(f'layout is of a CLIP, this is of model {model!r}; got {layout!r}')
+  elif model in ('palette', 'vqgan'):
+    head_widths = {}  # in the arguments, or none
   else:
-    absent = sizes.absent
+    absent = getattr(sizes, 'absent', ())
     head_widths = {'': head_width, 'decoder_': decoder_head_width}
   for part, each in head_widths.items():
     width = arguments.get(f'{part}width')

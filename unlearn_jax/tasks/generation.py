@@ -5,9 +5,11 @@ import functools
 import hashlib
 from typing import Any
 
+import jax
 import numpy as np
 
 from unlearn_jax import config as config_lib
+from unlearn_jax import methods
 from unlearn_jax import models
 from unlearn_jax import types
 from unlearn_jax.data import generation
@@ -92,7 +94,9 @@ class Generation(base.Task):
 
   @property
   def recipe(self) -> dict[str, Any]:
-    return {'mask': self.config.generation.mask, 'patch': self.config.generation.patch,
+    chosen = self.config.generation
+    tokenizer = {'tokenizer': chosen.tokenizer.to_dict()} if chosen.tokenizer else {}
+    return {'mask': chosen.mask, 'patch': chosen.patch, **tokenizer,
             'retained': hashlib.sha256(self.trained['retain'].tobytes()).hexdigest()}
 
   def streams(self, seed: int) -> dict[str, types.Stream]:
@@ -168,14 +172,16 @@ class Generation(base.Task):
     found = {'covariance': self.covariance}
     features = self.extractors[-1].features
     for side, split in completion.SIDES.items():
-      fields = self.fields(self.shown(split)[:TSNE_PICTURES], self.config.generation.holes[0])
+      ids = self.shown(split)
+      some, few = (np.unique(np.linspace(0, len(ids) - 1, count).astype(int))  # of all classes
+                   for count in (TSNE_PICTURES, GRID_ROWS))
+      done = arrays[f'completed_{side}']
+      found |= {f'true_features_{side}': features(self.source.fields['image'][ids[some]]),
+                f'features_{side}': features(done[some] / np.float32(255))}
+      fields = self.fields(ids[few], self.config.generation.holes[0])
       truth, gone = fields['image'], self.gone(fields['visible'])
-      found |= {
-          f'truth_{side}': np.round(255 * truth[:GRID_ROWS]).astype(np.uint8),
-          f'input_{side}': np.round(255 * completion.masked(truth, gone)[:GRID_ROWS]).astype(np.uint8),
-          f'true_features_{side}': features(truth).astype(np.float16),
-          f'features_{side}': features(
-              arrays[f'completed_{side}'][:TSNE_PICTURES] / np.float32(255)).astype(np.float16)}
+      found |= {f'painted_{side}': done[few], f'truth_{side}': np.round(255 * truth).astype(np.uint8),
+                f'input_{side}': np.round(255 * completion.masked(truth, gone)).astype(np.uint8)}
     return found
 
   @functools.cached_property
@@ -251,6 +257,40 @@ class Generation(base.Task):
         for name in ('forget', 'retain', 'validation', 'test', 'unseen')}
 
 
+def tokenized(model: types.Model, config, source: sources.Source, ids: np.ndarray, mesh
+              ) -> types.Model:
+  """The model over a tokenizer that is trained on pictures `ids` when it is first initialised; cached.
+
+  All rows share it and nobody trains it further. It learns from the pictures that nobody forgets, so
+  that the retrained model has not seen the others through it either (ours; the paper's tokenizer has
+  seen all of ImageNet).
+  """
+
+  @functools.cache
+  def tokenizer():
+    settings = config.generation.tokenizer.to_dict()
+    batch_size = settings.pop('batch_size')
+    inner = models.get('vqgan', channels=source.fields['image'].shape[-1],
+                       **config.model_args.vqgan.to_dict())
+    example = {'image': np.asarray(source.fields['image'][ids[:1]])}
+    method = methods.get('reconstruct')(
+        inner, example=example, role='train', weight_decay=0.0,  # decay pulls the codes to 0
+        train_steps=streams_lib.steps_per_epoch(len(ids), batch_size), **settings)
+    facts = {'source': source.content_hash(), 'ids': hashlib.sha256(ids.tobytes()).hexdigest(),
+             'recipe': config.generation.tokenizer.to_dict(),
+             'vqgan': config.model_args.vqgan.to_dict()}
+    stream = streams_lib.single(source, ids, 'train', batch_size=batch_size, seed=0,
+                                augment=tuple(config.data.augment))
+    return base.beside('tokenizer', method, inner.init(jax.random.key(0), example), stream, facts,
+                       config, mesh)['params']
+
+  def init(key, inputs):
+    variables = model.init(key, inputs)
+    return {**variables, 'params': {**variables['params'], 'tokenizer': tokenizer()}}
+
+  return types.Model(init, model.apply)
+
+
 def load(config, workdir: str) -> Generation:
   """Reads the pictures, draws the classes and builds the generator; nothing is trained."""
   data, chosen = config.data, config.generation
@@ -277,8 +317,13 @@ def load(config, workdir: str) -> Generation:
   if chosen.cross_check and not chosen.holes[0].startswith('centre'):
     raise ValueError('config.generation.cross_check keeps what was painted into the middle, so the '
                      f'first of config.generation.holes must be a centre, got {chosen.holes[0]!r}')
-  task = Generation(config, source, splits, base.network(config, **sizes),
-                    sharding.make_mesh(config.devices or None), workdir)
+  mesh, model = sharding.make_mesh(config.devices or None), base.network(config, **sizes)
+  if chosen.tokenizer:
+    if 'vqgan' not in config.model_args:
+      raise ValueError('config.generation.tokenizer says how a tokenizer is trained; '
+                       'config.model_args.vqgan must say which')
+    model = tokenized(model, config, source, generation.trained(source, splits)['retain'], mesh)
+  task = Generation(config, source, splits, model, mesh, workdir)
   streams = task.streams(config.seeds[0])
   for row in config.rows:
     if (name := config.methods[row].get('stream')) in streams:

@@ -1,0 +1,280 @@
+"""Palette's network beside a PyTorch twin under the names of the release; by `make test-slow`."""
+
+import math
+
+from absl.testing import absltest
+from absl.testing import parameterized
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from unlearn_jax import models
+from unlearn_jax.models import diffusion
+from unlearn_jax.models import palette_keys
+from unlearn_jax.models import surgery
+from unlearn_jax.models import unet
+
+pytestmark = pytest.mark.slow
+# width, multipliers, blocks, groups, head width, picture's side
+TINY = (16, (1, 2, 2), 1, 8, 8, 16)
+FULL = (64, (1, 2, 4, 8), 2, 32, 32, 64)
+
+
+def plan(size):
+  """Blocks in order: (name, channels in, channels out, change of resolution, what is put beside x)."""
+  width, multipliers, blocks, *_ = size
+  outputs = [width * multiplier for multiplier in multipliers]
+  down, up, kept, x = [], [], [outputs[0]], outputs[0]
+  for level, out in enumerate(outputs):
+    for change in [0] * blocks + [-1] * (level < len(outputs) - 1):
+      down.append((f'input_blocks.{len(kept)}.0', x, out, change, 0))
+      kept.append(out)
+      x = out
+  middle, number = x, 0
+  for level, out in reversed(list(enumerate(outputs))):
+    for index in range(blocks + 1):
+      side = kept.pop()
+      up.append((f'output_blocks.{number}.0', x + side, out, 0, side))
+      x = out
+      if level and index == blocks:
+        up.append((f'output_blocks.{number}.1', x, x, 1, 0))
+      number += 1
+  return down, middle, up
+
+
+def shapes(size):
+  """Name -> shape of the release's state dict."""
+  width, multipliers, *_ = size
+  down, middle, up = plan(size)
+  found = {}
+
+  def layer(name, *shape):
+    found[f'{name}.weight'], found[f'{name}.bias'] = shape, shape[:1]
+
+  layer('cond_embed.0', 4 * width, width)
+  layer('cond_embed.2', 4 * width, 4 * width)
+  layer('input_blocks.0.0', width * multipliers[0], 6, 3, 3)
+  ends = [(f'middle_block.{number}', middle, middle, 0, 0) for number in (0, 2)]
+  for name, x, out, _, _ in (*down, *ends, *up):
+    layer(f'{name}.in_layers.0', x)
+    layer(f'{name}.in_layers.2', out, x, 3, 3)
+    layer(f'{name}.emb_layers.1', 2 * out, 4 * width)
+    layer(f'{name}.out_layers.0', out)
+    layer(f'{name}.out_layers.3', out, out, 3, 3)
+    if x != out:
+      layer(f'{name}.skip_connection', out, x, 1, 1)
+  layer('middle_block.1.norm', middle)
+  layer('middle_block.1.qkv', 3 * middle, middle, 1)
+  layer('middle_block.1.proj_out', middle, middle, 1)
+  layer('out.0', width * multipliers[0])
+  layer('out.2', 3, width * multipliers[0], 3, 3)
+  return found
+
+
+def random_tensors(size):
+  """All of them random, none zero or one, so that each one counts."""
+  rng, found = np.random.default_rng(0), {}
+  for name, shape in shapes(size).items():
+    if len(shape) > 1:
+      value = rng.normal(size=shape) * np.prod(shape[1:])**-0.5
+    elif name.endswith('weight'):
+      value = rng.uniform(0.5, 1.5, shape)
+    else:
+      value = 0.3 * rng.normal(size=shape)
+    found[name] = value.astype(np.float32)
+  return found
+
+
+class Twin:
+  """The network by its description, over a dict of tensors."""
+
+  def __init__(self, torch, tensors, size):
+    self.torch, self.tensors, self.size = torch, tensors, size
+    self.nn = torch.nn.functional
+
+  def parameters(self, name):
+    return self.tensors[f'{name}.weight'], self.tensors[f'{name}.bias']
+
+  def norm(self, name, x):
+    return self.nn.group_norm(x, self.size[3], *self.parameters(name), eps=1e-5)
+
+  def block(self, spec, x, condition):
+    name, before, out, change, _ = spec
+    h = self.nn.silu(self.norm(f'{name}.in_layers.0', x))
+    if change > 0:
+      h, x = (self.nn.interpolate(y, scale_factor=2, mode='nearest') for y in (h, x))
+    elif change < 0:
+      h, x = (self.nn.avg_pool2d(y, 2) for y in (h, x))
+    h = self.nn.conv2d(h, *self.parameters(f'{name}.in_layers.2'), padding=1)
+    affine = self.nn.linear(self.nn.silu(condition), *self.parameters(f'{name}.emb_layers.1'))
+    h = self.norm(f'{name}.out_layers.0', h)
+    h = h * (1 + affine[:, :out, None, None]) + affine[:, out:, None, None]
+    h = self.nn.conv2d(self.nn.silu(h), *self.parameters(f'{name}.out_layers.3'), padding=1)
+    if before != out:
+      x = self.nn.conv2d(x, *self.parameters(f'{name}.skip_connection'))
+    return x + h
+
+  def attention(self, name, x):
+    """Channels of the projection: by head, then queries, keys and values of the head."""
+    batch, width, pixels = len(x), x.shape[1], x.shape[2] * x.shape[3]
+    each = self.size[4]
+    h = self.norm(f'{name}.norm', x).reshape(batch, width, pixels)
+    h = self.nn.conv1d(h, *self.parameters(f'{name}.qkv'))
+    heads = []
+    for part in h.split(3 * each, dim=1):
+      q, k, v = part.split(each, dim=1)  # [B, d, pixels]
+      weights = self.torch.softmax(q.transpose(1, 2) @ k / math.sqrt(each), dim=2)
+      heads.append(v @ weights.transpose(1, 2))
+    h = self.nn.conv1d(self.torch.cat(heads, dim=1), *self.parameters(f'{name}.proj_out'))
+    return x + h.reshape(x.shape)
+
+  def run(self, x, gamma):
+    """The stages and the prediction, all [B, C, H, W]."""
+    torch, half = self.torch, self.size[0] // 2
+    angles = gamma[:, None] * torch.exp(-math.log(1e4) * torch.arange(half) / half)
+    condition = torch.cat([torch.cos(angles), torch.sin(angles)], dim=1)
+    condition = self.nn.silu(self.nn.linear(condition, *self.parameters('cond_embed.0')))
+    condition = self.nn.linear(condition, *self.parameters('cond_embed.2'))
+    down, middle, up = plan(self.size)
+    x = self.nn.conv2d(x, *self.parameters('input_blocks.0.0'), padding=1)
+    stages = [x]
+    for spec in down:
+      stages.append(self.block(spec, stages[-1], condition))
+    x = self.block(('middle_block.0', middle, middle, 0, 0), stages[-1], condition)
+    x = self.attention('middle_block.1', x)
+    x = self.block(('middle_block.2', middle, middle, 0, 0), x, condition)
+    stages.append(x)
+    rest = stages[:-1]
+    for spec in up:
+      if spec[4]:
+        x = torch.cat([x, rest.pop()], dim=1)
+      x = self.block(spec, x, condition)
+    x = self.nn.silu(self.norm('out.0', x))
+    return stages, self.nn.conv2d(x, *self.parameters('out.2'), padding=1)
+
+
+def close(ours, theirs, tolerance=1e-4, name=''):
+  """Within the tolerance of the largest number of the two."""
+  ours, theirs = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
+  assert ours.shape == theirs.shape, (name, ours.shape, theirs.shape)
+  np.testing.assert_array_less(np.abs(ours - theirs).max(), tolerance * np.abs(theirs).max(),
+                               err_msg=name)
+
+
+def ours(size):
+  """The module of a size, and the shapes of its variables."""
+  width, multipliers, blocks, groups, head_width, side = size
+  sizes = (width, multipliers, blocks, groups, head_width, 0.0, jnp.float32)
+  module = unet.UNet(unet.Encoder(*sizes), unet.Decoder(*sizes, 3))
+  create = lambda: module.init(jax.random.key(0), jnp.zeros((1, side, side, 6)), jnp.zeros(1),
+                               train=False)
+  return module, jax.eval_shape(create)
+
+
+def loaded(template, tensors, names):
+  """The tensors as variables."""
+  leaves = [np.ascontiguousarray(names.from_file(path, tensors)) for path in surgery.paths(template)]
+  return jax.tree.unflatten(jax.tree.structure(template), leaves)
+
+
+class PaletteParityTest(parameterized.TestCase):
+
+  def setUp(self):
+    super().setUp()
+    self.torch = pytest.importorskip('torch', reason='extra `parity`; make test-slow installs it')
+
+  def both(self, size, batch):
+    rng = np.random.default_rng(1)
+    tensors, side = random_tensors(size), size[5]
+    module, template = ours(size)
+    variables = loaded(template, tensors, palette_keys.Names('', size[4]))
+    self.assertIsNone(surgery.first_mismatch(template, variables))
+    x = rng.normal(size=(batch, side, side, 6)).astype(np.float32)
+    gamma = np.linspace(4.4e-5, 1, batch, dtype=np.float32)
+    torch_tensors = {name: self.torch.tensor(value) for name, value in tensors.items()}
+    return module, variables, Twin(self.torch, torch_tensors, size), x, gamma
+
+  def nchw(self, x):
+    return self.torch.tensor(np.ascontiguousarray(np.moveaxis(x, -1, 1)))
+
+  @parameterized.named_parameters(('tiny', TINY, 3), ('full', FULL, 2))
+  def test_stages_and_prediction(self, size, batch):
+    module, variables, twin, x, gamma = self.both(size, batch)
+
+    @jax.jit
+    def run(variables):
+      stages = module.apply(variables, x, gamma, train=False, method='encode')
+      return stages, module.apply(variables, stages, gamma, train=False, method='decode')
+
+    stages, prediction = run(variables)
+    with self.torch.no_grad():
+      expected, wanted = twin.run(self.nchw(x), self.torch.tensor(gamma))
+    self.assertLen(stages, 13 if size is FULL else 7)
+    self.assertEqual(sum(value.size for value in jax.tree.leaves(variables)), sum(
+        math.prod(shape) for shape in shapes(size).values()))
+    for number, (found, stage) in enumerate(zip(stages, expected, strict=True)):
+      close(found, np.moveaxis(stage.numpy(), 1, -1), name=f'stage {number}')
+    close(prediction, np.moveaxis(wanted.numpy(), 1, -1), name='prediction')
+    self.assertGreater(float(prediction.std()), 0.1)
+
+  def test_gradients(self):
+    module, variables, twin, x, gamma = self.both(TINY, 3)
+    weights = np.random.default_rng(2).normal(size=(3, 16, 16, 3)).astype(np.float32)
+
+    @jax.jit
+    def slopes(variables, x):
+      return jax.grad(lambda variables, x: jnp.sum(weights * module.apply(
+          variables, x, gamma, train=False)), (0, 1))(variables, x)
+
+    grads, pixels = slopes(variables, x)
+    inputs = self.nchw(x).requires_grad_()
+    for value in twin.tensors.values():
+      value.requires_grad_()
+    (twin.run(inputs, self.torch.tensor(gamma))[1] * self.nchw(weights)).sum().backward()
+    close(pixels, np.moveaxis(inputs.grad.numpy(), 1, -1), name='pixels')
+    names, found = palette_keys.Names('', TINY[4]), {}
+    for path, leaf in zip(surgery.paths(grads), jax.tree.leaves(grads)):
+      found |= names.to_file(path, np.asarray(leaf))
+    self.assertSameElements(found, twin.tensors)
+    width = TINY[4]
+    for name, value in found.items():
+      theirs = twin.tensors[name].grad.numpy()
+      if name.endswith('qkv.bias'):  # keys' biases cancel in the softmax: nothing but rounding there
+        keys = value.reshape(-1, 3, width)[:, 1]
+        self.assertLess(np.abs(keys).max(), 1e-4 * np.abs(value).max())
+      close(value, theirs, name=name)
+
+  def test_the_model(self):
+    """Loss and estimate through the generator's contract, with its draws given to the twin."""
+    torch = self.torch
+    _, variables, twin, x, _ = self.both(TINY, 3)
+    image, visible = np.clip(x[..., :3], -1, 1), np.tile([[1, 2, 7]], (3, 1)).astype(np.int32)
+    model = models.get('palette', width=16, multipliers=(1, 2, 2), groups=8, head_width=8, patch=4)
+    key = jax.random.key(3)
+
+    @jax.jit
+    def run(variables):
+      return model.apply(variables, {'image': image, 'visible': visible}, rngs={'noise': key},
+                         method='loss')[0]['loss']
+
+    level, noise, fill, _ = jax.random.split(key, 4)
+    gamma = torch.tensor(np.asarray(diffusion.draw_levels(level, diffusion.schedule(
+        diffusion.linear(2000, 1e-6, 0.01)), 3)))
+    noise, fill = (self.nchw(np.asarray(jax.random.normal(each, image.shape)))
+                   for each in (noise, fill))
+    hole = torch.ones(3, 1, 16, 16)
+    for place in visible[0]:
+      top, left = 4 * (place // 4), 4 * (place % 4)
+      hole[:, :, top:top + 4, left:left + 4] = 0
+    picture, share = self.nchw(image), gamma[:, None, None, None]
+    noisy = share.sqrt() * picture + (1 - share).sqrt() * noise
+    with torch.no_grad():
+      _, predicted = twin.run(torch.cat([picture * (1 - hole) + fill * hole,
+                                         noisy * hole + picture * (1 - hole)], dim=1), gamma)
+    expected = ((hole * noise - hole * predicted)**2).mean(dim=(1, 2, 3))
+    np.testing.assert_allclose(run(variables), expected, rtol=1e-4)
+
+
+if __name__ == '__main__':
+  absltest.main()
