@@ -260,7 +260,8 @@ class LoadTest(parameterized.TestCase):
       convert.load(tensors)
 
   def test_no_layout(self):
-    with self.assertRaisesRegex(ValueError, "layout is of a CLIP, this is of model 'mae'; got 'openai'"):
+    with self.assertRaisesRegex(
+        ValueError, "layout is of a CLIP, this is of model 'mae'; got 'openai'"):
       convert.load(weights('mae'), layout='openai')
 
 
