@@ -13,8 +13,9 @@ os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
 import jax
 import pytest
 
-# Of the 65,530 memory maps that Linux allows a process; every compiled program takes several, and XLA
-# dies of a segmentation fault where it gets none.
+# Of the 65,530 memory maps that Linux allows a process; every compiled program takes several. A worker
+# with some thousand tests behind it died of a segmentation fault while it loaded one more: running out
+# of maps is the likely cause, not a proven one.
 MOST_MAPS = 15_000
 
 if jax.config.jax_compilation_cache_dir is None:
