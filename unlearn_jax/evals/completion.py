@@ -84,15 +84,9 @@ def matching(apply: Callable, others, patch: int) -> Callable:
 def tables(results: Mapping[str, Any]) -> tuple[tuple[str, tuple[str, ...], str], ...]:
   """Heading, metrics and meaning of the tables behind the main one."""
   chosen = results['config']['generation']
-  rows = [name for name in results_lib.ordered(results['methods'])
-          if name not in results_lib.ANCHORS]
-  best = {}
-  for metric, choose in (('goal', max), ('gap/mean', min)):
-    means = {name: results_lib.value(results, name, metric)['mean'] for name in rows}
-    able = {name: mean for name, mean in means.items() if mean is not None}
-    best[metric] = choose(able, key=able.get) if able else 'nobody'
-  agree = ('Both name the same row.' if best['goal'] == best['gap/mean'] else
-           f'They disagree: by the goal {best["goal"]} is best, by the gap {best["gap/mean"]}.')
+  by_goal, by_gap = (results_lib.best(results, metric) or 'nobody' for metric in ('goal', 'gap/mean'))
+  agree = ('Both name the same row.' if by_goal == by_gap else
+           f'They disagree: by the goal {by_goal} is best, by the gap {by_gap}.')
   return (
       ('One-sided goal, two-sided gap', _GOALS, (
           'The paper wants forgotten classes to come out as badly as possible; the goal is the '
@@ -136,7 +130,7 @@ def report_figures(results: Mapping[str, Any], panels: Mapping[str, Mapping[str,
       '(the first two colours) and of forget classes (the last two).')),)
   covariance = np.abs(np.asarray(first['covariance'], np.float64))
   off = np.square(covariance).sum() - np.square(np.diag(covariance)).sum()
-  shown += (render.Figure(heat_map(covariance), (
+  shown += (render.Figure(figures.heat_maps({'': covariance}, 'pixel'), (
       'Covariance of the pictures to forget (grey, 16 pixels or less), absolute values, as in the '
       'paper\'s Figure C.5, which takes it for diagonal; of the squared entries '
       f'{100 * off / np.square(covariance).sum():.0f} % lie off the diagonal.')),)
@@ -189,17 +183,6 @@ def grid(columns: Mapping[str, np.ndarray]):
       axis.set_axis_off()
       if not row:
         axis.set_title(name, fontsize=7)
-  return canvas
-
-
-@figures.styled
-def heat_map(matrix: np.ndarray):
-  """A matrix [D, D] of values from 0 on."""
-  canvas, ((axis,),) = figures.new_figure(4.5, 3.6)
-  canvas.colorbar(axis.imshow(matrix, cmap='viridis', vmin=0), ax=axis)
-  axis.set_xlabel('pixel')
-  axis.set_ylabel('pixel')
-  axis.grid(visible=False)
   return canvas
 
 

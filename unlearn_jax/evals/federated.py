@@ -77,18 +77,10 @@ def traffic(rounds: int, clients: int, sizes: Mapping[str, int], basis: int = 0)
   return (rounds * clients * 2 * adapter + clients * basis * BYTES) / 1e6
 
 
-@figures.styled
-def heat_map(cosines):
+def heat_map(cosines) -> str:
   """Entanglement of clients, one panel per branch: branch -> E [K, K] in [0, 1]."""
-  figure, axes = figures.new_figure(9.0, 3.6, 1, len(cosines))
-  for axis, (branch, values) in zip(axes[0], cosines.items()):
-    shown = axis.imshow(values, vmin=0.0, vmax=1.0, cmap='viridis')
-    axis.set_title(f'{branch} branch')
-    axis.set_xlabel('client')
-    axis.set_ylabel('client')
-    axis.grid(False)
-    figure.colorbar(shown, ax=axis, shrink=0.8)
-  return figure
+  return figures.heat_maps({f'{branch} branch': values for branch, values in cosines.items()},
+                           'client', most=1.0)
 
 
 @figures.styled

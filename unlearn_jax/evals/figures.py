@@ -160,6 +160,20 @@ def loss_curves(curves: Mapping[str, Mapping[str, Any]]):
 
 
 @styled
+def heat_maps(panels: Mapping[str, Any], label: str, most: float | None = None):
+  """Matrices [D, D] of values from 0 to `most` (their largest), a panel per title."""
+  canvas, axes = new_figure(9.0, 3.6, 1, len(panels))
+  for axis, (title, values) in zip(axes[0], panels.items()):
+    shown = axis.imshow(values, vmin=0.0, vmax=most, cmap='viridis')
+    axis.set_title(title)
+    axis.set_xlabel(label)
+    axis.set_ylabel(label)
+    axis.grid(False)
+    canvas.colorbar(shown, ax=axis, shrink=0.8)
+  return canvas
+
+
+@styled
 def across_cases(cases: Mapping[str, Mapping[str, Any]], metrics: tuple[str, ...]):
   """Metrics of every method over the cases of an experiment, mean and spread over seeds."""
   names = list(dict.fromkeys(name for part in cases.values()

@@ -81,13 +81,14 @@ def display(name: str) -> str:
   return {'original': 'Original', 'retrain': 'Retrained'}.get(name, name)
 
 
-def best(results: Mapping[str, Any]) -> str | None:
-  """The approximate method with the best mean of the view's metric; None if none has one."""
+def best(results: Mapping[str, Any], metric: str | None = None) -> str | None:
+  """The approximate method with the best mean (of the view's metric by default), or None."""
   view = views.of(results)
-  means = {name: value(results, name, view.best)['mean'] for name in ordered(results['methods'])
+  metric = view.best if metric is None else metric
+  means = {name: value(results, name, metric)['mean'] for name in ordered(results['methods'])
            if name not in ANCHORS and not name.startswith(view.beside)}
   able = {name: mean for name, mean in means.items() if mean is not None}
-  choose = min if views.metric(view.best).ideal == 'lower' else max
+  choose = min if views.metric(metric).ideal == 'lower' else max
   return choose(able, key=able.get) if able else None
 
 

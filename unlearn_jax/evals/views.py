@@ -190,7 +190,5 @@ def completed(results: Mapping[str, Any], hole: str = '', crossed: bool = False)
 
 
 def of(results: Mapping[str, Any]) -> View:
-  view = VIEWS[kind(results)]
-  if kind(results) != 'generation':
-    return view
-  return view._replace(main=completed(results) + view.main, across=completed(results) + view.across)
+  view, columns = VIEWS[kind(results)], completed(results)  # none where nothing was completed
+  return view._replace(main=columns + view.main, across=columns + view.across)

@@ -93,19 +93,28 @@ class Names(NamedTuple):
       value = value.transpose((3, 2, 0, 1) if value.ndim == 4 else (1, 0))
     shape = self.scalar if path == 'params/logit_scale' else (1,) * self._leading(path) + value.shape
     value = value.reshape(shape)
-    names = self.of(path)
-    if len(names) == 1:
-      return {names[0]: value}
-    rows = len(value) // len(names)
-    return {name: value[number * rows:(number + 1) * rows] for number, name in enumerate(names)}
+    return split(self.of(path), value)
 
   def from_file(self, path: str, tensors: Mapping[str, Any], xp=np) -> Any:
     """The inverse of `to_file`; `xp` is the module of the arrays, numpy or jax.numpy."""
-    parts = [tensors[name] for name in self.of(path)]
-    value = parts[0] if len(parts) == 1 else xp.concatenate(parts)
+    value = joined(self.of(path), tensors, xp)
     if self._turned(path):
       return value.transpose((2, 3, 1, 0) if value.ndim == 4 else (1, 0))
     return value.reshape(() if path == 'params/logit_scale' else value.shape[self._leading(path):])
+
+
+def split(names: tuple[str, ...], value: Any) -> dict[str, Any]:
+  """Name -> its rows of a parameter that is stored under one name, or in equal parts under several."""
+  if len(names) == 1:
+    return {names[0]: value}
+  rows = len(value) // len(names)
+  return {name: value[number * rows:(number + 1) * rows] for number, name in enumerate(names)}
+
+
+def joined(names: tuple[str, ...], tensors: Mapping[str, Any], xp) -> Any:
+  """The inverse of `split`."""
+  parts = [tensors[name] for name in names]
+  return parts[0] if len(parts) == 1 else xp.concatenate(parts)
 
 
 def detect(tensors: Mapping[str, Any]) -> Names:

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from unlearn_jax.models import clip_keys
 from unlearn_jax.models import patches
 
 _RELEASE = (
@@ -99,16 +100,11 @@ class Names(NamedTuple):
       value = value.reshape(self.patch, self.patch, -1, value.shape[-1]).transpose(3, 2, 0, 1)
     elif path.endswith('/kernel'):
       value = value.transpose()
-    names = self.of(path)
-    if len(names) == 1:
-      return {names[0]: value}
-    rows = len(value) // len(names)
-    return {name: value[number * rows:(number + 1) * rows] for number, name in enumerate(names)}
+    return clip_keys.split(self.of(path), value)
 
   def from_file(self, path: str, tensors: Mapping[str, Any], xp=np) -> Any:
     """The inverse of `to_file`; `xp` is the module of the arrays, numpy or jax.numpy."""
-    parts = [tensors[name] for name in self.of(path)]
-    value = parts[0] if len(parts) == 1 else xp.concatenate(parts)
+    value = clip_keys.joined(self.of(path), tensors, xp)
     if path == 'params/encoder/patch_embed/kernel':
       return value.transpose(2, 3, 1, 0).reshape(-1, value.shape[0])
     return value.transpose() if path.endswith('/kernel') else value

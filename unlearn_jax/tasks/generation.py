@@ -128,12 +128,17 @@ class Generation(base.Task):
                              batch_size=self.config.generation.eval_batch_size)
     return np.clip(done['image'], 0.0, 1.0)
 
-  def judge(self, side: str, done: np.ndarray, truth: np.ndarray, suffix: str = ''
-            ) -> dict[str, float]:
+  @functools.cached_property
+  def true_features(self) -> dict[str, list[np.ndarray]]:
+    """Side -> features of its true pictures, by each extractor: the same for every row and hole."""
+    return {side: [extractor.features(self.source.fields['image'][self.shown(split)])
+                   for extractor in self.extractors] for side, split in completion.SIDES.items()}
+
+  def judge(self, side: str, done: np.ndarray, suffix: str = '') -> dict[str, float]:
     """FID, inception score and cosine of completed pictures with the true ones, per extractor."""
     found = {}
-    for extractor in self.extractors:
-      made, real = extractor.features(done), extractor.features(truth)
+    for extractor, real in zip(self.extractors, self.true_features[side]):
+      made = extractor.features(done)
       values = {'fid': generative.fid(made, real),
                 'emb_cos': generative.embedding_cosine(made, real)}
       if extractor.probabilities is not None:
@@ -143,26 +148,29 @@ class Generation(base.Task):
                 for name, value in values.items()}
     return found
 
+  def share_removed(self, spec: str) -> float:
+    """Of the patches."""
+    seen = holes.draw(spec, self.grid, seed=0, ids=np.zeros(1, np.int64), step=0)
+    return float(1 - seen.shape[1] / np.prod(self.grid))
+
   def measure(self, variables):
-    chosen = self.config.generation
-    metrics, arrays = {}, {}
-    for index, spec in enumerate((*chosen.holes, *chosen.sweep)):
-      suffix = f'@{spec}' if index else ''
-      for side, split in completion.SIDES.items():
-        fields = self.fields(self.shown(split), spec)
-        metrics[f'removed{suffix}'] = 1 - fields['visible'].shape[1] / np.prod(self.grid)
-        done = self.complete(variables, fields)
-        metrics |= self.judge(side, done, fields['image'], suffix)
-        if not index:
-          arrays[f'completed_{side}'] = np.round(255 * done).astype(np.uint8)
-    spec = chosen.holes[0]
+    first, *others = (*self.config.generation.holes, *self.config.generation.sweep)
+    metrics, arrays = {'removed': self.share_removed(first)}, {}
+    fields = {split: self.fields(self.shown(split), first) for split in DISTANCES}
+    done = {split: self.complete(variables, fields[split]) for split in DISTANCES}
     for split in DISTANCES:
-      fields = self.fields(self.shown(split), spec)
-      gone = self.gone(fields['visible'])
-      losses = completion.distance(self.complete(variables, fields), fields['image'], gone)
+      losses = completion.distance(done[split], fields[split]['image'],
+                                   self.gone(fields[split]['visible']))
       metrics[f'distance/{split}'] = float(losses.mean())
       if split in ('forget', 'unseen'):
         arrays[split] = losses
+    for side, split in completion.SIDES.items():
+      metrics |= self.judge(side, done[split])
+      arrays[f'completed_{side}'] = np.round(255 * done[split]).astype(np.uint8)
+      for spec in others:
+        metrics[f'removed@{spec}'] = self.share_removed(spec)
+        metrics |= self.judge(side, self.complete(
+            variables, self.fields(self.shown(split), spec)), f'@{spec}')
     metrics['mia_auc/unseen'] = privacy.auc(arrays['forget'], arrays['unseen'])
     metrics['loss_gap'] = metrics['distance/forget'] - metrics['distance/unseen']
     return metrics, arrays | self.drawn(arrays)
@@ -176,7 +184,7 @@ class Generation(base.Task):
       some, few = (np.unique(np.linspace(0, len(ids) - 1, count).astype(int))  # of all classes
                    for count in (TSNE_PICTURES, GRID_ROWS))
       done = arrays[f'completed_{side}']
-      found |= {f'true_features_{side}': features(self.source.fields['image'][ids[some]]),
+      found |= {f'true_features_{side}': self.true_features[side][-1][some],
                 f'features_{side}': features(done[some] / np.float32(255))}
       fields = self.fields(ids[few], self.config.generation.holes[0])
       truth, gone = fields['image'], self.gone(fields['visible'])
@@ -226,7 +234,7 @@ class Generation(base.Task):
       painted = first[f'completed_{side}'] / np.float32(255)
       visible = np.tile(holes.visible(~hole), (len(ids), 1))
       done = self.complete(original, {'image': painted, 'visible': visible})
-      found |= self.judge(side, done, np.asarray(self.source.fields['image'][ids]))
+      found |= self.judge(side, done)
     return {f'cross_{name}': value for name, value in found.items()}
 
   def for_tuning(self) -> 'Generation':
@@ -239,7 +247,7 @@ class Generation(base.Task):
     found = {}
     for side, split in completion.SIDES.items():
       fields = self.fields(self.shown(split), self.config.generation.holes[0])
-      found |= self.judge(side, self.complete(variables, fields), fields['image'])
+      found |= self.judge(side, self.complete(variables, fields))
     return found
 
   @functools.cached_property

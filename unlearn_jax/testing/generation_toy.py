@@ -23,7 +23,6 @@ from unlearn_jax.evals import run as evals_run
 from unlearn_jax.models import contract
 from unlearn_jax.testing import toy
 from unlearn_jax.train import loop
-from unlearn_jax.train import sharding
 
 SIZES = {'retain': 160, 'forget': 60, 'unseen': 60, 'validation': 40, 'test': 60}
 CLASSES, FORGOTTEN, PATTERNS = 6, 2, 3
@@ -154,10 +153,8 @@ def run(method: types.Method, variables: types.Variables, *, seed: int = 0,
         forget: int = SIZES['forget'], streams: Mapping[str, types.Stream] | None = None
         ) -> loop.Result:
   """A method on the toy through the one loop, on one device."""
-  return loop.run(
-      method, variables, feed(forget=forget) if streams is None else streams,
-      key=jax.random.key(seed), apply=task().model.apply, mesh=sharding.make_mesh(1),
-      show_progress=False)
+  return toy.through_loop(task(), method, variables,
+                          feed(forget=forget) if streams is None else streams, seed=seed)
 
 
 def random(seed: int = 0) -> types.Variables:

@@ -21,7 +21,6 @@ from unlearn_jax.data import streams
 from unlearn_jax.evals import run as evals_run
 from unlearn_jax.testing import toy
 from unlearn_jax.train import loop
-from unlearn_jax.train import sharding
 
 # Records, classes, numbers of a record and recipe are those of the toy of one modality.
 SIZES, SHAPE, CLASSES, BATCH, RECIPE = toy.SIZES, toy.SHAPE, toy.CLASSES, toy.BATCH, toy.RECIPE
@@ -120,10 +119,8 @@ def run(method: types.Method, variables: types.Variables, *, seed: int = 0,
         forget: int = SIZES['forget'], streams: Mapping[str, types.Stream] | None = None
         ) -> loop.Result:
   """A method on the toy through the one loop, on one device."""
-  return loop.run(
-      method, variables, feed(forget=forget) if streams is None else streams,
-      key=jax.random.key(seed), apply=task().model.apply, mesh=sharding.make_mesh(1),
-      show_progress=False)
+  return toy.through_loop(task(), method, variables,
+                          feed(forget=forget) if streams is None else streams, seed=seed)
 
 
 def random(seed: int = 0) -> types.Variables:

@@ -140,10 +140,16 @@ def run(method: types.Method, variables: types.Variables, *, seed: int = 0,
         forget: int = SIZES['forget'], streams: Mapping[str, types.Stream] | None = None
         ) -> loop.Result:
   """A method on the toy through the one loop, on one device."""
-  return loop.run(
-      method, variables, feed(forget=forget) if streams is None else streams,
-      key=jax.random.key(seed), apply=task().model.apply, mesh=sharding.make_mesh(1),
-      monitor=gate(forget), show_progress=False)
+  return through_loop(task(), method, variables, feed(forget=forget) if streams is None else streams,
+                      seed=seed, monitor=gate(forget))
+
+
+def through_loop(of: Task, method: types.Method, variables: types.Variables,
+                 streams: Mapping[str, types.Stream], *, seed: int,
+                 monitor: types.Evaluator | None = None) -> loop.Result:
+  """A method on any of the toys, on one device."""
+  return loop.run(method, variables, streams, key=jax.random.key(seed), apply=of.model.apply,
+                  mesh=sharding.make_mesh(1), monitor=monitor, show_progress=False)
 
 
 @functools.cache
