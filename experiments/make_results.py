@@ -31,9 +31,13 @@ CONFIGS = {
     'ncu_openmoji': BOTH, 'ncu_partial': RUN,
     'ccu_av_digits': BOTH, 'ccu_av_digits:15': BOTH, 'ccu_av_digits:voice': BOTH,
     'ccu_av_digits:ablation': RUN, 'ccu_av_fsdd': BOTH, 'ease_toy': RUN,
+    'ease_openmoji': RUN, 'ease_openmoji:sample': RUN, 'ease_openmoji:concept': RUN,
+    'ease_openmoji:ablation': RUN, 'ease_openmoji:anchors': RUN,
     'i2i_mae_openmoji': BOTH, 'i2i_mae_openmoji:limited': RUN, 'i2i_mae_openmoji:alpha': RUN,
-    'i2i_mae_openmoji:noise': RUN, 'i2i_mae_openmoji:holes': RUN}
-DRAWN = ('i2i_mae_openmoji', 'i2i_mae_openmoji:holes')  # whose pictures are committed too
+    'i2i_mae_openmoji:noise': RUN, 'i2i_mae_openmoji:holes': RUN,
+    'i2i_mage_openmoji': RUN, 'i2i_palette_openmoji': RUN}
+DRAWN = ('i2i_mae_openmoji', 'i2i_mae_openmoji:holes', 'i2i_mage_openmoji',
+         'i2i_palette_openmoji')  # whose pictures are committed too
 JSON = {'report': 'results.json', 'audit': 'audit.json'}
 
 _DATA_DIR = flags.DEFINE_string(

@@ -21,8 +21,7 @@ NAMES = sorted(path.stem for path in (EXPERIMENTS / 'configs').glob('[a-z]*.py')
 # Their data cannot be fetched everywhere, or they take an accelerator: nothing of them is committed.
 NOT_RUN = ('ccu_av_mnist', 'ccu_ave', 'ccu_food101', 'cifar10', 'cifar100', 'dlfd_age',
            'dlfd_emotion', 'dlfd_gender', 'dlfd_multiattr', 'ease_coco', 'ease_flickr30k',
-           'ease_openmoji', 'fashion_mnist', 'i2i_mae_imagenet', 'i2i_mage_openmoji',
-           'i2i_palette_openmoji',
+           'fashion_mnist', 'i2i_mae_imagenet', 'i2i_mage_imagenet', 'i2i_palette_places365',
            'ncu_cc12m', 'ncu_cc3m', 'ncu_yfcc15m_r', 'svhn')
 # They start from a checkpoint and have no oracle: tests/experiments/unlearn_checkpoint_test.py.
 FROM_CHECKPOINT = ('ncu_cc12m', 'ncu_cc3m', 'ncu_yfcc15m_r')

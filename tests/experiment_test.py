@@ -104,6 +104,20 @@ class ExperimentTest(parameterized.TestCase):
       with self.assertRaisesRegex(ValueError, 'dlfd: epsilon must lie in'):
         experiment.run(make(methods={'dlfd': {'epsilon': -1.0}}), tempfile.mkdtemp())
 
+  def test_seeds_share_an_original_and_a_retrained_model(self):
+    workdir = tempfile.mkdtemp()
+    results = experiment.run(make(methods={'finetune': {'epochs': 1.0}}, anchor_seeds=(1,)), workdir)
+    mine = results['methods']
+    for row in ('original', 'retrain'):
+      for name, metric in mine[row]['metrics'].items():
+        other = self.results['methods'][row]['metrics'][name]['values'][1]
+        self.assertEqual(metric['values'], [other, other], name)
+        self.assertIsNone(metric['std'])
+    self.assertEqual({tuple(part['pairs']) for part in results['floor'].values()}, {()})
+    self.assertIsNotNone(mine['finetune']['metrics']['accuracy/test']['std'])
+    with open(os.path.join(workdir, 'report.md'), encoding='utf-8') as file:
+      self.assertIn('One original and one retrained model', file.read())
+
   def test_cases(self):
     workdir = tempfile.mkdtemp()
     results = experiment.run(make(

@@ -10,6 +10,7 @@ import jax
 from ml_collections import config_dict
 
 from unlearn_jax import audit as audit_lib
+from unlearn_jax import config as config_lib
 from unlearn_jax import experiment
 from unlearn_jax import tasks
 from unlearn_jax import workdir as workdir_lib
@@ -50,7 +51,8 @@ def audit(config: config_dict.ConfigDict, workdir: str, *, resume: bool = False,
   results = experiment.run(config, workdir, resume=resume, overwrite=overwrite)
   task = tasks.load(config, workdir)
   retrained = [tasks.anchor(task, 'retrain', seed)[0] for seed in config.audit.retrained]
-  originals = [tasks.anchor(task, 'original', seed)[0] for seed in config.seeds]
+  originals = [tasks.anchor(task, 'original', seed)[0]
+               for seed in config_lib.anchor_seeds(config).values()]
   unlearned = {row: [tasks.train_row(task, row, seed, results['settings'][row], original,
                                      tasks.row_directory(task, row, seed))[0]
                      for seed, original in zip(config.seeds, originals)] for row in config.rows}

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 import inspect
+import itertools
 import json
 import types as python_types
 import typing
@@ -107,7 +108,9 @@ def experiment(*, name: str, data: Mapping[str, Any], split: Mapping[str, Any], 
       `inception:FILE`, `clip:FILE`), the last of which gives the cosines that rows are compared by;
       `pictures`, how many per split are completed (0: all) and `eval_batch_size`; `cross_check`,
       whether the original model paints around what a row painted (the paper's Table E.4).
-    **settings: the remaining top-level fields, see the code.
+    **settings: the remaining top-level fields, see the code; among them `anchor_seeds` of original
+      and retrained models, where these are too costly for one of their own per seed: they are dealt
+      out to `seeds` in turn (empty: those of `seeds`).
 
   Raises:
     ValueError: unknown fields or settings ("did you mean"), wrong types.
@@ -130,6 +133,7 @@ def experiment(*, name: str, data: Mapping[str, Any], split: Mapping[str, Any], 
       'rows': tuple(methods or ()),
       'budget': 'dlfd',
       'seeds': (0, 1, 2),
+      'anchor_seeds': (),
       'batch_size': 64,
       'forget_batch_size': 0,
       'tune': {'common': {}, 'methods': {}, 'follow': {}, 'budget': 0.0, 'trials': 0,
@@ -209,6 +213,11 @@ def _type_of(parameter: inspect.Parameter) -> type:
   return typing.get_origin(kind) or kind
 
 
+def anchor_seeds(config: config_dict.ConfigDict) -> dict[int, int]:
+  """Seed of a row -> seed of the original and the retrained model beside it."""
+  return dict(zip(config.seeds, itertools.cycle(config.anchor_seeds or config.seeds)))
+
+
 def resolved(config: config_dict.ConfigDict, row: str) -> dict[str, Any]:
   """The settings that a row runs with: config, else budget, else the factory's default."""
   name = method_of(row) if row not in BUILTIN else registry.trainer(config.task)
@@ -229,6 +238,8 @@ def check(config: config_dict.ConfigDict) -> None:
                      f'{registry.suggestion(config.budget, registry.BUDGETS)}')
   if not config.seeds or len(set(config.seeds)) != len(config.seeds):
     raise ValueError(f'config.seeds must be one or more different integers, got {config.seeds}')
+  if len(set(config.anchor_seeds)) != len(config.anchor_seeds):
+    raise ValueError(f'config.anchor_seeds must be different integers, got {config.anchor_seeds}')
   for field in ('batch_size', 'log_every'):
     if config[field] < 1:
       raise ValueError(f'config.{field} must be at least 1, got {config[field]}')

@@ -134,18 +134,20 @@ def _run(task: tasks.Task, as_json: Mapping[str, Any]) -> dict[str, Any]:
   found = tuning.tune(task)
   table: dict[str, list[dict[str, Any]]] = {}
   arrays, curves = {}, {}
-  for seed in config.seeds:
-    original, facts, directory = tasks.anchor(task, 'original', seed)
-    runs = {'original': (original, facts, directory),
-            'retrain': tasks.anchor(task, 'retrain', seed)}
+  for seed, anchor_seed in config_lib.anchor_seeds(config).items():
+    runs = {row: tasks.anchor(task, row, anchor_seed) for row in config_lib.BUILTIN}
+    original = runs['original'][0]
     for row in config.rows:
       settings = tasks.row_settings(config, row, **(found['chosen'][row] if found else {}))
       directory = tasks.row_directory(task, row, seed)
       variables, facts = tasks.train_row(task, row, seed, settings, original, directory)
       runs[row] = (variables, facts, directory)
     for row, (variables, facts, directory) in runs.items():
-      where = tasks.row_directory(task, row, seed)
-      table.setdefault(row, []).append(finish_row(task, row, seed, variables, facts, where))
+      replicate = anchor_seed if row in config_lib.BUILTIN else seed
+      where = tasks.row_directory(task, row, replicate)
+      table.setdefault(row, []).append({
+          **finish_row(task, row, replicate, variables, facts, where),
+          'seed': seed, 'replicate': replicate})
       with np.load(os.path.join(where, 'arrays.npz')) as saved:
         arrays[row, seed] = dict(saved)
       if seed == config.seeds[0]:

@@ -25,8 +25,8 @@ from unlearn_jax import config
 
 MODES = ('', 'sample', 'concept', 'ablation', 'anchors', 'smoke')
 NETWORK = {'layout': 'openai', 'embedding': 96, 'patch': 8, 'image_width': 96, 'image_depth': 2,
-           'image_heads': 4, 'text_width': 96, 'text_depth': 2, 'text_heads': 4, 'context': 24}
-LOCAL = {'optimizer': 'adamw', 'learning_rate': 1e-3, 'weight_decay': 0.01}
+           'image_heads': 4, 'text_width': 96, 'text_depth': 2, 'text_heads': 4, 'context': 16}
+LOCAL = {'optimizer': 'adamw', 'learning_rate': 1e-2, 'weight_decay': 0.01}
 BACKBONE = {'epochs': 30.0, 'learning_rate': 5e-4, 'weight_decay': 0.1, 'warmup_steps': 40,
             'batch_size': 128}
 CONCEPT = 0  # a category that several clients have
@@ -91,18 +91,19 @@ def anchors(ease):
   return found
 
 
-RATES = (1e-4, 3e-4, 1e-3, 3e-3)
+RATES = (3e-4, 1e-3, 3e-3, 1e-2)
+STAY = (1e-3, 3e-3, 1e-2, 3e-2)  # of clients that go on with what they keep
 GRIDS = {
     'ease': {'displacement_learning_rate': RATES},
-    'fed_finetune': {'learning_rate': RATES},
+    'fed_finetune': {'learning_rate': STAY},
     'fed_ga': {'forget_learning_rate': RATES},
     'pga': {'forget_learning_rate': (1e-3, 1e-2, 1e-1, 1.0)},
-    'fed_eraser': {'calibration': (0.25, 0.5, 1.0), 'learning_rate': (1e-3,)},
-    'fed_recovery': {'learning_rate': RATES},
+    'fed_eraser': {'calibration': (0.25, 0.5, 1.0), 'learning_rate': (1e-2,)},
+    'fed_recovery': {'learning_rate': STAY},
     'sfu': {'forget_learning_rate': RATES},
     'fed_osd': {'forget_learning_rate': RATES},
-    'fed_not': {'learning_rate': RATES},
-    'fused': {'learning_rate': RATES},
+    'fed_not': {'learning_rate': STAY},
+    'fused': {'learning_rate': STAY},
     'fed_multi_delete': {'forget_learning_rate': RATES},
     'clip_erase': {'forget_learning_rate': RATES},
 }

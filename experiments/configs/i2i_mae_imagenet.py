@@ -19,33 +19,17 @@ Expect:    in the paper, 8 x 8: original FID R 56.7, F 84.1; i2i 59.9, 153.0; ra
 Hardware:  8 accelerators; `:smoke` some minutes on 2 CPU cores.
 """
 
+from experiments.configs import _i2i
 from experiments.configs import i2i_mae_openmoji
-from unlearn_jax import config
 
-MODES = ('', 'smoke')
-PAPER = {'epochs': 5.0, 'learning_rate': 1e-4}
-TINY = i2i_mae_openmoji.TINY | {'patch': 8}
+MODES = _i2i.MODES
 
 
 def get_config(mode: str = ''):
   """`mode` is one of `MODES`."""
-  if mode not in MODES:
-    raise ValueError(f"the config's mode is smoke or nothing, got {mode!r}")
-  smoke = mode == 'smoke'
-  settings = {**PAPER, 'epochs': 1.0} if smoke else PAPER
-  return config.experiment(
-      name='i2i_mae_imagenet', task='generation',
-      data={'name': 'imagenet_fixture' if smoke else 'imagenet', 'image_size': 64 if smoke else 224,
-            'normalize': 'imagenet', 'augment': () if smoke else ('flip',)},
-      split={'kind': 'classes', 'forget_classes': 3 if smoke else 100,
-             'retain_classes': 3 if smoke else 100, 'held_out': None,
-             'per_class': 8 if smoke else 100, 'per_class_test': 4 if smoke else 50},
-      model='mae' if smoke else 'mae_vit_b', model_args=TINY if smoke else {}, budget='original',
-      batch_size=8 if smoke else 64,
-      train={'epochs': 1.0, 'warmup_epochs': 0.5} if smoke else {
-          'epochs': 400.0, 'learning_rate': 1.5e-4, 'warmup_epochs': 40.0},
-      methods=i2i_mae_openmoji.rows('', settings), seeds=(0,) if smoke else (0, 1, 2),
-      generation={'patch': 8 if smoke else 16, 'holes': ('centre:4', 'centre:2') if smoke else
-                  ('centre:8', 'centre:4'),
-                  **({'extractors': ('random_conv:0',)} if smoke else {
-                      'classifier': {'width': 64, 'epochs': 30.0, 'batch_size': 256}})})
+  return _i2i.photographs(
+      mode, name='i2i_mae_imagenet', data='imagenet', classes=100, per_class=100, per_class_test=50,
+      model='mae_vit_b', model_args={}, unlearn={'epochs': 5.0, 'learning_rate': 1e-4},
+      train={'epochs': 400.0, 'learning_rate': 1.5e-4, 'warmup_epochs': 40.0}, image_size=224,
+      normalize='imagenet', batch_size=64, holes=('centre:8', 'centre:4'), tiny_model='mae',
+      tiny=i2i_mae_openmoji.TINY | {'patch': 8}, tiny_size=64, tiny_patch=8)

@@ -1,21 +1,22 @@
 """I2I and its baselines on a small Palette of OpenMoji (the diffusion columns of Tables 1 and 2).
 
-Command:   unlearn-jax audit --config=experiments/configs/i2i_palette_openmoji.py \
+Command:   python -m experiments.run --config=experiments/configs/i2i_palette_openmoji.py \
                --workdir=runs/i2i_palette_openmoji
-           Needs the extras `openmoji` and `audit`, no download; `:smoke` is short.
+           Needs the extra `openmoji`, no download; `:smoke` is short.
 Task:      as i2i_mae_openmoji, at 16 x 16 pixels; holes on a grid of 8 x 8 patches of 2 x 2 pixels.
-           A U-Net of width 32 with multipliers (1, 2) and one block; 13 stages of the paper's size are
+           A U-Net of width 16 with multipliers (1, 2) and one block; 13 stages of the paper's size are
            5 here.
-Protocol:  as i2i_mae_openmoji; a hole is painted in 50 of 2,000 steps.
-Expect:    not run in full yet.
-Hardware:  2 CPU cores, hours; `:smoke` some minutes.
+Protocol:  as i2i_mae_openmoji, but one original and one retrained model, and 20 passes over the
+           forget set; a hole is painted in 20 of 2,000 steps.
+Expect:    see experiments/results/README.md.
+Hardware:  2 CPU cores, about half an hour; `:smoke` some minutes.
 """
 
 from experiments.configs import _i2i
 
 MODES = _i2i.MODES
-NETWORK = {'patch': 2, 'width': 32, 'multipliers': (1, 2), 'blocks': 1, 'sampling_steps': 50}
-TINY = NETWORK | {'width': 16, 'sampling_steps': 4}
+NETWORK = {'patch': 2, 'width': 16, 'multipliers': (1, 2), 'blocks': 1, 'sampling_steps': 20}
+TINY = NETWORK | {'sampling_steps': 4}
 TRAIN = {'epochs': 60.0, 'learning_rate': 1e-3, 'weight_decay': 0.0, 'warmup_epochs': 3.0}
 
 

@@ -20,8 +20,9 @@ def summarise(rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]
 
   Args:
     rows: method -> one row per seed, all in the same order of seeds; a row has `metrics`
-      (name -> number or None), `seconds` and `compile_seconds`. `original` and `retrain` must be
-      among the methods.
+      (name -> number or None), `seconds` and `compile_seconds`, and where several rows are one and
+      the same model, its `replicate`, which counts once in spreads and floors. `original` and
+      `retrain` must be among the methods.
 
   Returns:
     `methods`: NAME -> `metrics` (METRIC -> mean, std with ddof=1, values), `seconds` and
@@ -40,21 +41,29 @@ def summarise(rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]
   methods = {}
   for name in ordered(rows):
     per_seed = rows[name]
+    once = distinct(per_seed)
     names = dict.fromkeys(metric for row in per_seed for metric in row['metrics'])
     methods[name] = {
-        'metrics': {metric: _statistics([row['metrics'].get(metric) for row in per_seed])
+        'metrics': {metric: _statistics([row['metrics'].get(metric) for row in per_seed], once)
                     for metric in names},
-        **{cost: _statistics([row.get(cost) for row in per_seed])
+        **{cost: _statistics([row.get(cost) for row in per_seed], once)
            for cost in ('seconds', 'compile_seconds', 'flops')}}
-  floor = {}
+  floor, once = {}, distinct(rows['retrain'])
   for metric, found in methods['retrain']['metrics'].items():
     pairs, base = [], methods['retrain']['metrics'].get(views.RELATIVE.get(metric), found)
     if None not in base['values']:
-      pairs = ([100.0 * abs(a / b - 1) for a, b in itertools.permutations(base['values'], 2)]
+      ours, theirs = ([part['values'][index] for index in once] for part in (found, base))
+      pairs = ([100.0 * abs(a / b - 1) for a, b in itertools.permutations(theirs, 2)]
                if metric in views.RELATIVE else
-               [abs(a - b) for a, b in itertools.combinations(found['values'], 2)])
+               [abs(a - b) for a, b in itertools.combinations(ours, 2)])
     floor[metric] = {'pairs': pairs, 'max': max(pairs, default=None)}
   return {'methods': methods, 'floor': floor}
+
+
+def distinct(per_seed: Sequence[Mapping[str, Any]]) -> list[int]:
+  """Indices of the rows that are different models."""
+  replicates = [row.get('replicate', index) for index, row in enumerate(per_seed)]
+  return sorted(map(replicates.index, set(replicates)))
 
 
 def from_json(path: str | os.PathLike) -> dict[str, Any]:
@@ -212,9 +221,11 @@ def _number(x) -> float | None:
   return float(x) if x is not None and math.isfinite(x) else None
 
 
-def _statistics(values: Sequence[Any]) -> dict[str, Any]:
+def _statistics(values: Sequence[Any], once: Sequence[int] | None = None) -> dict[str, Any]:
+  """Mean and spread of the values at the indices `once`, by default of all."""
   values = [_number(x) for x in values]
-  whole = None not in values
-  return {'mean': statistics.fmean(values) if whole else None,
-          'std': statistics.stdev(values) if whole and len(values) > 1 else None,
+  counted = values if once is None else [values[index] for index in once]
+  whole = None not in counted
+  return {'mean': statistics.fmean(counted) if whole else None,
+          'std': statistics.stdev(counted) if whole and len(counted) > 1 else None,
           'values': values}

@@ -212,7 +212,7 @@ def answer(results: Mapping[str, Any]) -> str:
   shown = {name: results_lib.spread(results_lib.value(results, name, metric))
            for name in (winner, 'retrain', 'original')}
   largest = results['floor'].get(metric, {}).get('max')
-  noise = ('With one seed the noise is unknown.' if largest is None else
+  noise = ('With one retrained model the noise is unknown.' if largest is None else
            f'Retrained models of different seeds differ by up to {largest:.3f}.')
   return (f'Best {label} of the approximate methods: **{winner}** with {shown[winner]}, beside '
           f'{shown["retrain"]} of the retrained and {shown["original"]} of the original model. '
@@ -240,13 +240,17 @@ def limits(parts: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def _limits(results) -> list[str]:
   count = len(results['methods']['retrain']['seconds']['values'])
+  trained = len(results.get('config', {}).get('anchor_seeds') or range(count))
   found = list(LIMITS[views.kind(results)])
   if count == 1:
     found.append('One seed: there is no spread and no floor, so no difference in this report can '
                  'be told from noise.')
-  elif count < 5:
-    found.append(f'{count} seeds give {count * (count - 1) // 2} pair(s) of retrained models: the '
-                 'floor is rough, and a gap inside it is no proof of equality.')
+  elif trained == 1:
+    found.append('One original and one retrained model stand beside all seeds: there is no floor, so '
+                 'no gap in this report can be told from the noise of retraining.')
+  elif trained < 5:
+    found.append(f'{trained} seeds give {trained * (trained - 1) // 2} pair(s) of retrained models: '
+                 'the floor is rough, and a gap inside it is no proof of equality.')
   floor = results_lib.value(results, 'retrain', 'forgetting_floor[benchmark]')['mean']
   if floor is not None and floor > _UNBALANCED:
     found.append('There are fewer forgotten than unseen records, so the attack is unbalanced: its '

@@ -226,7 +226,7 @@ class Generation(base.Task):
 
   def cross_check(self, seed: int, first: dict[str, np.ndarray]) -> dict[str, float]:
     """SECOND reconstructions: the original model paints around what a model put into the hole."""
-    original, _, _ = base.anchor(self, 'original', seed)
+    original, _, _ = base.anchor(self, 'original', config_lib.anchor_seeds(self.config)[seed])
     hole = holes.hole(self.config.generation.holes[0], self.grid)
     found = {}
     for side, split in completion.SIDES.items():

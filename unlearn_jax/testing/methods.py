@@ -13,6 +13,7 @@ from unlearn_jax import types
 from unlearn_jax.losses import classification
 from unlearn_jax.methods import registry
 from unlearn_jax.testing import checks as checks_lib
+from unlearn_jax.testing import federation_toy
 from unlearn_jax.testing import generation_toy
 from unlearn_jax.testing import multimodal_toy
 from unlearn_jax.testing import pairs_toy
@@ -21,7 +22,7 @@ from unlearn_jax.testing import trees
 
 # Kind of task -> its known answer.
 TOYS = {'classification': toy, 'image_text': pairs_toy, 'multimodal': multimodal_toy,
-        'generation': generation_toy}
+        'federated': federation_toy, 'generation': generation_toy}
 RETAIN_DROP = 0.1  # largest fall of the retain accuracy; ours
 SMALL = 5  # a forget set smaller than a batch
 SHORT = 2  # steps of a phase in the runs that only look for what goes wrong at once
@@ -38,7 +39,8 @@ def conformance(method_factory: Callable[..., types.Method], *,
   sets, padding and retained records are not checked (its batches are full, and mix both). That of
   records of two modalities is `multimodal_toy`, whose accuracies are visual ones. That of generators
   is `generation_toy`: its accuracy is the share of pictures whose hole is painted well, its loss the
-  generator's own.
+  generator's own. That of federations is `federation_toy`: its accuracy is R@1 of the client that
+  leaves, or of the others; what moves are the adapters, and retained records are not checked.
 
   - `finite`: the run ends; all that its steps report and all that it exports is finite.
   - `student moves`: at least one exported parameter differs from the original's.
@@ -68,8 +70,8 @@ def conformance(method_factory: Callable[..., types.Method], *,
     settings: its keyword arguments; choose short runs that forget.
     oracle: whether it claims to be a retraining from scratch.
     expects: check -> why it is not expected to pass; such checks are not run.
-    task: kind of task, `classification`, `image_text`, `multimodal` or `generation`. None: the first
-      that a registered method is for, and classification for any other.
+    task: kind of task, `classification`, `image_text`, `multimodal`, `federated` or `generation`.
+      None: the first that a registered method is for, and classification for any other.
 
   Returns:
     The failed checks, each with a reason; an exception is the reason of the check that met it.
@@ -182,7 +184,7 @@ class _Suite:
     yield from trees.not_finite(result.variables)
 
   def student_moves(self) -> Iterator[str]:
-    before, after = (trees.flat(variables['params'])
+    before, after = (trees.flat(variables[getattr(self.toy, 'LEARNED', 'params')])
                      for variables in (self.toy.original(), self.long.variables))
     if before.keys() != after.keys():
       yield f'exported {sorted(after)}, the model has {sorted(before)}'
