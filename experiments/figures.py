@@ -14,6 +14,7 @@ from absl import app
 from absl import flags
 import numpy as np
 
+from unlearn_jax import config
 from unlearn_jax.evals import report
 from unlearn_jax.evals import views
 
@@ -34,9 +35,11 @@ def write(workdir: str | os.PathLike, out: str | os.PathLike) -> list[str]:
   workdir, out = pathlib.Path(workdir), pathlib.Path(out)
   with open(workdir / 'results.json') as file:
     results = json.load(file)
-  seed = results['config']['seeds'][0]
+  first = results['config']['seeds'][0]
+  anchors = (*results['config'].get('anchor_seeds', ()), first)[0]
   panels = {}
   for row in results['methods']:
+    seed = anchors if row in config.BUILTIN else first
     with np.load(workdir / 'rows' / f'seed_{seed}' / row / 'arrays.npz') as saved:
       panels[row] = dict(saved)
   lines = []

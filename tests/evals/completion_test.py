@@ -110,7 +110,9 @@ class FiguresTest(absltest.TestCase):
     self.assertEqual(svg.count('<image'), 6)
     rows = {name: {'fid[x]/retain': 1.0, 'fid[x]/forget': 2.0, 'fid[x]/retain@right:0.5': 3.0,
                    'fid[x]/forget@right:0.5': 4.0} for name in ('original', 'i2i')}
-    self.assertIn('i2i', completion.curves(rows, {'': 0.25, 'right:0.5': 0.5}, 'fid[x]', 'FID'))
+    drawn = completion.curves(rows, {'': 0.25, 'right:0.5': 0.5}, 'fid[x]', 'FID', main='centre:4')
+    for word in ('i2i', 'centre', 'right', 'forget classes'):
+      self.assertIn(word, drawn)
 
 
 if __name__ == '__main__':

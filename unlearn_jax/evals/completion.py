@@ -154,9 +154,9 @@ def _sweep_figures(results) -> tuple[render.Figure, ...]:
   rows = {name: {metric: found['mean'] for metric, found in part['metrics'].items()}
           for name, part in results['methods'].items()}
   metrics = dict.fromkeys(name.rpartition('/')[0] for name in views.completed(results))
-  return tuple(render.Figure(curves(rows, shares, metric, metric),
-                             f'{metric} against the share of the picture that is removed, mean over '
-                             'seeds.') for metric in metrics)
+  return tuple(render.Figure(curves(rows, shares, metric, metric, main=chosen['holes'][0]),
+                             f'{metric} against the share of the picture that is removed, by kind of '
+                             'hole, mean over seeds.') for metric in metrics)
 
 
 def masked(images: np.ndarray, hole: np.ndarray) -> np.ndarray:
@@ -188,25 +188,32 @@ def grid(columns: Mapping[str, np.ndarray]):
 
 @figures.styled
 def curves(rows: Mapping[str, Mapping[str, Any]], shares: Mapping[str, float], metric: str,
-           label: str):
-  """A measure on both sides against the share of the picture that is taken away.
+           label: str, *, main: str):
+  """A measure on both sides against the share of the picture that is taken away, by kind of hole.
 
   Args:
     rows: name -> metrics (name -> mean).
     shares: hole -> share removed, the main hole under ''.
     metric: without side and hole, `fid[classifier]`.
     label: of the axis.
+    main: the main hole.
   """
-  canvas, axes = figures.new_figure(9.0, 3.0, 1, 2, sharey=True)
-  order = sorted(shares, key=shares.get)
-  for axis, (side, word) in zip(axes[0], (('retain', 'retain classes'), ('forget', 'forget classes'))):
-    for name, metrics in rows.items():
-      values = [metrics.get(f'{metric}/{side}' + (f'@{hole}' if hole else '')) for hole in order]
-      axis.plot([shares[hole] for hole in order], values, marker='.', lw=1.2, label=name,
-                color=figures.ANCHOR_COLOURS.get(name),
-                ls='--' if name in figures.ANCHOR_COLOURS else '-')
-    axis.set_title(word, fontsize=9)
-    axis.set_xlabel('share of the picture removed')
-  axes[0, 0].set_ylabel(label)
-  axes[0, 1].legend(loc='center left', bbox_to_anchor=(1.0, 0.5), fontsize=7)
+  kinds = {}
+  for hole in sorted(shares, key=shares.get):
+    kinds.setdefault((hole or main).partition(':')[0], []).append(hole)
+  sides = (('retain', 'retain classes'), ('forget', 'forget classes'))
+  canvas, axes = figures.new_figure(9.0, 4.6, 2, len(kinds), sharey=True)
+  for column, (kind, chosen) in enumerate(kinds.items()):
+    for axis, (side, word) in zip(axes[:, column], sides):
+      for name, metrics in rows.items():
+        values = [metrics.get(f'{metric}/{side}' + (f'@{hole}' if hole else '')) for hole in chosen]
+        axis.plot([shares[hole] for hole in chosen], values, marker='.', lw=1.2, label=name,
+                  color=figures.ANCHOR_COLOURS.get(name),
+                  ls='--' if name in figures.ANCHOR_COLOURS else '-')
+      axis.set_xlim(0, 1)
+      if not column:
+        axis.set_ylabel(f'{label}\n{word}', fontsize=8)
+    axes[0, column].set_title(kind, fontsize=9)
+    axes[1, column].set_xlabel('share removed', fontsize=8)
+  axes[0, -1].legend(loc='center left', bbox_to_anchor=(1.0, 0.5), fontsize=7)
   return canvas
