@@ -13,6 +13,7 @@ from unlearn_jax import types
 from unlearn_jax.losses import baselines
 from unlearn_jax.losses import classification
 from unlearn_jax.methods import base
+from unlearn_jax.testing import federation_toy
 from unlearn_jax.testing import generation_toy
 from unlearn_jax.testing import pairs_toy
 from unlearn_jax.testing import toy
@@ -65,6 +66,25 @@ GENERATION_SETTINGS = {
     'retain_label': GENERATE,
     'random_encoder': ENCODE,
 }
+LOCAL = federation_toy.LOCAL
+CLIMB = LOCAL | {'rounds': 3, 'recover_rounds': 2, 'forget_learning_rate': 0.1}
+FEDERATED_SETTINGS = {
+    'federate': dict(federation_toy.RECIPE),
+    'fed_finetune': LOCAL | {'rounds': 7},
+    'fed_ga': CLIMB | {'rounds': 2},
+    'pga': LOCAL | {'recover_rounds': 5},
+    'fed_eraser': LOCAL | {'replay_rounds': 5, 'recover_rounds': 2},
+    'fed_recovery': LOCAL | {'recover_rounds': 5},
+    'sfu': CLIMB | {'max_rank': 64},
+    'fed_osd': CLIMB,
+    'fed_not': LOCAL | {'recover_rounds': 7},
+    'fused': LOCAL | {'recover_rounds': 7},
+    'fed_multi_delete': CLIMB | {'rounds': 5, 'forget_learning_rate': 1.0},
+    'clip_erase': CLIMB | {'rounds': 4, 'forget_learning_rate': 0.25},
+    'ease': LOCAL | {'rounds': 5, 'recover_rounds': 2, 'displacement_steps': 5,
+                     'displacement_learning_rate': 0.5, 'max_rank': 64},
+}
+HISTORY = 'it reads what the server has kept of the client that leaves'
 EXPECTS = {
     'retrain': {'forget data': BLIND},
     'l1_sparse': {'forget data': BLIND},
@@ -74,6 +94,13 @@ EXPECTS = {
                  'forget accuracy': 'the training loss is near 0: hardly anything moves'},
     'contrastive': {'forget data': BLIND},
     'reconstruct': {'forget data': BLIND},
+    'federate': {'forget data': BLIND},
+    'fed_finetune': {'forget data': BLIND,
+                     'forget accuracy': 'further rounds without the client forget nothing here'},
+    'fed_eraser': {'forget data': HISTORY},
+    'fed_recovery': {'forget data': HISTORY},
+    'fed_not': {'forget data': BLIND},
+    'fused': {'forget data': BLIND, 'forget accuracy': 'as of fed_finetune'},
     'continued': {'forget accuracy': 'it goes on learning the mismatched pairs'},
 }
 SLOW = {
@@ -133,7 +160,14 @@ class RegisteredMethodsTest(parameterized.TestCase):
     found = failed(methods.get(name), GENERATION_SETTINGS[name], oracle=name == 'reconstruct')
     self.assertEqual(found.keys(), EXPECTS.get(name, {}).keys(), found)
 
+  @parameterized.parameters(*FEDERATED_SETTINGS)
+  @pytest.mark.slow  # rounds take half a minute to compile; the contract suite has them too
+  def test_federated_conform(self, name):
+    found = failed(methods.get(name), FEDERATED_SETTINGS[name], task='federated')
+    self.assertEqual(found.keys(), EXPECTS.get(name, {}).keys(), found)
+
   def test_every_registered_method_is_here(self):
+    self.assertEqual(set(FEDERATED_SETTINGS), set(methods.names('federated')))
     self.assertEqual(set(GENERATION_SETTINGS), set(methods.names('generation')))
     self.assertEqual(set(SETTINGS), set(methods.names('classification')))
     self.assertEqual(set(PAIRS_SETTINGS), set(methods.names('image_text')))

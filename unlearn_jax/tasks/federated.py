@@ -128,8 +128,9 @@ class Federated(base.Task):
   def measure(self, variables):
     for branch, held in variables.get('lock', {}).items():
       if 'basis' in held and not np.any(held['basis']):
-        logging.warning('%s branch: the forgotten updates have no direction of their own, all lie in '
-                        'the span of the retained ones; nothing was locked', branch)
+        logging.warning('%s branch: nothing was locked: there was no decomposition, or the forgotten '
+                        'updates have no direction of their own and lie in the span of the retained '
+                        'ones', branch)
     forget, embedded = self.embed(variables, 'forget')
     picture = self.picture[forget]
     metrics = {f'{name}/forget': value for name, value in metrics_lib.both_ways(
