@@ -9,6 +9,7 @@ from absl import app
 from absl import flags
 
 from experiments.benchmarks import gate
+from experiments.benchmarks import generators
 from experiments.benchmarks import harness
 from experiments.benchmarks import importance
 from experiments.benchmarks import sinkhorn
@@ -34,6 +35,8 @@ BENCHMARKS: dict[str, Callable[[], Iterator[harness.Row]]] = {
        for name in steps.CASES},
     'step/vit/plain': functools.partial(steps.rows, 'vit', 'plain'),
     'step/vit/dlfd': functools.partial(steps.rows, 'vit', 'dlfd'),
+    **{f'step/{family}/{method}': functools.partial(generators.rows, family, method)
+       for family in generators.FAMILIES for method in generators.METHODS},
     'importance/resnet18': importance.rows,
     **{f'epoch/dlfd/gate {name}': functools.partial(gate.rows, name) for name in gate.GATES},
     'start/demo': start.rows,

@@ -30,19 +30,6 @@ def fields_of(size, batch, keep):
   return {'image': image, 'visible': visible.astype(np.int32), 'target': target}
 
 
-def sincos(grid, width):
-  """The fixed positions, entry by entry: [1, 1 + grid^2, width], the class token's zero."""
-  rows = np.zeros((1, 1 + grid**2, width))
-  for place in range(grid**2):
-    row, column = divmod(place, grid)
-    for offset, where in ((0, column), (width // 2, row)):
-      for i in range(width // 4):
-        angle = where / 10000**(i / (width / 4))
-        rows[0, 1 + place, offset + i] = np.sin(angle)
-        rows[0, 1 + place, offset + width // 4 + i] = np.cos(angle)
-  return rows.astype(np.float32)
-
-
 def close(ours, theirs, name='', tolerance=1e-4):
   """Agreement relative to the largest entry of an array: float32 sums cannot do it entry by entry."""
   theirs = np.asarray(theirs)
@@ -55,6 +42,8 @@ class MAEParityTest(parameterized.TestCase):
   def setUp(self):
     super().setUp()
     self.torch = pytest.importorskip('torch', reason='extra `parity`; make test-slow installs it')
+    from experiments.benchmarks import generator_twins
+    self.twins = generator_twins
 
   def randomise(self, module):
     """Every parameter random, none of them zero or one, so that each one counts."""
@@ -76,87 +65,7 @@ class MAEParityTest(parameterized.TestCase):
     return self.torch.tensor(np.ascontiguousarray(np.moveaxis(image, -1, 1)))
 
   def twin(self, size):
-    """The network by its description in the paper, under the names of the release's state dict."""
-    torch, nn = self.torch, self.torch.nn
-    side, patch, width, depth, heads, decoder_width, decoder_depth, decoder_heads = size
-    grid = side // patch
-
-    class Block(nn.Module):
-
-      def __init__(self, width, heads):
-        super().__init__()
-        self.heads = heads
-        self.norm1, self.norm2 = nn.LayerNorm(width, eps=1e-6), nn.LayerNorm(width, eps=1e-6)
-        self.attn = nn.ModuleDict({'qkv': nn.Linear(width, 3 * width),
-                                   'proj': nn.Linear(width, width)})
-        self.mlp = nn.ModuleDict({'fc1': nn.Linear(width, 4 * width),
-                                  'fc2': nn.Linear(4 * width, width)})
-
-      def forward(self, x):
-        batch, tokens, width = x.shape
-        qkv = self.attn['qkv'](self.norm1(x)).split(width, dim=2)
-        q, k, v = (part.unflatten(2, (self.heads, -1)).transpose(1, 2) for part in qkv)
-        weights = torch.softmax(q @ k.transpose(2, 3) / (width / self.heads)**0.5, dim=3)
-        x = x + self.attn['proj']((weights @ v).transpose(1, 2).reshape(batch, tokens, width))
-        return x + self.mlp['fc2'](nn.functional.gelu(self.mlp['fc1'](self.norm2(x))))
-
-    def table(width):
-      return nn.Parameter(torch.tensor(sincos(grid, width)), requires_grad=False)
-
-    class Twin(nn.Module):
-
-      def __init__(self):
-        super().__init__()
-        self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
-        self.pos_embed, self.decoder_pos_embed = table(width), table(decoder_width)
-        self.patch_embed = nn.ModuleDict({'proj': nn.Conv2d(3, width, patch, patch)})
-        self.blocks = nn.ModuleList(Block(width, heads) for _ in range(depth))
-        self.norm = nn.LayerNorm(width, eps=1e-6)
-        self.mask_token = nn.Parameter(torch.zeros(1, 1, decoder_width))
-        self.decoder_embed = nn.Linear(width, decoder_width)
-        self.decoder_blocks = nn.ModuleList(
-            Block(decoder_width, decoder_heads) for _ in range(decoder_depth))
-        self.decoder_norm = nn.LayerNorm(decoder_width, eps=1e-6)
-        self.decoder_pred = nn.Linear(decoder_width, patch**2 * 3)
-
-      def encode(self, image, visible):
-        x = self.patch_embed['proj'](image).flatten(2).transpose(1, 2) + self.pos_embed[:, 1:]
-        x = torch.stack([row[places] for row, places in zip(x, visible)])
-        token = (self.cls_token + self.pos_embed[:, :1]).expand(len(x), -1, -1)
-        x = torch.cat([token, x], dim=1)
-        for block in self.blocks:
-          x = block(x)
-        return self.norm(x)
-
-      def decode(self, latent, visible):
-        x = self.decoder_embed(latent)
-        rows = []
-        for row, places in zip(x, visible.tolist()):
-          tokens = [self.mask_token[0, 0]] * grid**2
-          for number, place in enumerate(places):
-            tokens[place] = row[1 + number]
-          rows.append(torch.stack([row[0], *tokens]))
-        x = torch.stack(rows) + self.decoder_pos_embed
-        for block in self.decoder_blocks:
-          x = block(x)
-        return self.decoder_pred(self.decoder_norm(x))[:, 1:]
-
-      def cut(self, image):  # [B, C, H, W] -> [B, N, P*P*C]
-        windows = image.unfold(2, patch, patch).unfold(3, patch, patch)  # [B, C, rows, columns, P, P]
-        return windows.permute(0, 2, 3, 4, 5, 1).reshape(len(image), grid**2, -1)
-
-      def loss(self, prediction, target, visible, normalize):
-        wanted = self.cut(target)
-        if normalize:
-          wanted = (wanted - wanted.mean(2, keepdim=True)) / torch.sqrt(
-              wanted.var(2, keepdim=True) + 1e-6)
-        losses = []
-        for p, w, places in zip(prediction, wanted, visible.tolist()):
-          hidden = [place for place in range(grid**2) if place not in places]
-          losses.append(((p[hidden] - w[hidden])**2).mean())
-        return torch.stack(losses)
-
-    return self.randomise(Twin().eval())
+    return self.randomise(self.twins.MAE(*size).eval())
 
   def load(self, module):
     return convert.load({name: value.detach().numpy() for name, value in module.state_dict().items()},
@@ -244,7 +153,7 @@ class MAEParityTest(parameterized.TestCase):
               (module.decoder.decoder_pos_embed, decoder_width))
     with self.torch.no_grad():
       for parameter, size in tables:
-        parameter.copy_(self.torch.tensor(sincos(side // patch, size)))
+        parameter.copy_(self.torch.tensor(self.twins.sincos(side // patch, size)))
     return module
 
   def compare(self, module, variables, spec, fields, normalize):

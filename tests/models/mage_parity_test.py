@@ -31,169 +31,9 @@ def close(ours, theirs, name='', tolerance=1e-4):
       np.abs(ours - theirs).max(), tolerance * max(np.abs(theirs).max(), 1e-6), err_msg=name)
 
 
-def tokenizer_twin(torch, *, width, multipliers, blocks, latent, codes, groups):
-  """The VQ-GAN by its description, under the names of the release's state dict."""
-  nn = torch.nn
-
-  def norm(channels):
-    return nn.GroupNorm(groups, channels, eps=1e-6)
-
-  class Block(nn.Module):
-
-    def __init__(self, before, after):
-      super().__init__()
-      self.norm1, self.norm2 = norm(before), norm(after)
-      self.conv1 = nn.Conv2d(before, after, 3, padding=1, bias=False)
-      self.conv2 = nn.Conv2d(after, after, 3, padding=1, bias=False)
-      if before != after:
-        self.nin_shortcut = nn.Conv2d(after, after, 1, bias=False)
-
-    def forward(self, x):
-      h = self.conv1(nn.functional.silu(self.norm1(x)))
-      h = self.conv2(nn.functional.silu(self.norm2(h)))
-      return h + (self.nin_shortcut(h) if hasattr(self, 'nin_shortcut') else x)
-
-  def level(before, after, **more):
-    return nn.ModuleDict({'block': nn.ModuleList(
-        Block(before if number == 0 else after, after) for number in range(blocks)), **more})
-
-  widths = [width * each for each in multipliers]
-  middle = lambda: nn.ModuleDict({f'block_{i}': Block(widths[-1], widths[-1]) for i in (1, 2)})
-
-  class Twin(nn.Module):
-
-    def __init__(self):
-      super().__init__()
-      before = [widths[0], *widths]
-      self.encoder = nn.ModuleDict({
-          'conv_in': nn.Conv2d(3, widths[0], 3, padding=1, bias=False),
-          'down': nn.ModuleList(level(*pair) for pair in zip(before, widths)), 'mid': middle(),
-          'norm_out': norm(widths[-1]), 'conv_out': nn.Conv2d(widths[-1], latent, 1)})
-      after = [*widths[1:], widths[-1]]
-      up = []
-      for number, pair in enumerate(zip(after, widths)):
-        more = {'upsample': nn.ModuleDict({'conv': nn.Conv2d(pair[1], pair[1], 3, padding=1)})}
-        up.append(level(*pair, **(more if number else {})))
-      self.decoder = nn.ModuleDict({
-          'conv_in': nn.Conv2d(latent, widths[-1], 3, padding=1), 'mid': middle(),
-          'up': nn.ModuleList(up), 'norm_out': norm(widths[0]),
-          'conv_out': nn.Conv2d(widths[0], 3, 3, padding=1)})
-      self.quantize = nn.ModuleDict({'embedding': nn.Embedding(codes, latent)})
-
-    def latents(self, image):
-      half, x = self.encoder, self.encoder['conv_in'](image)
-      for number, each in enumerate(half['down']):
-        x = nn.functional.avg_pool2d(x, 2) if number else x
-        for block in each['block']:
-          x = block(x)
-      x = half['mid']['block_2'](half['mid']['block_1'](x))
-      return half['conv_out'](nn.functional.silu(half['norm_out'](x)))
-
-    def tokens(self, image):
-      z = self.latents(image).movedim(1, 3)  # [B, h, w, D]
-      apart = ((z[..., None, :] - self.quantize['embedding'].weight)**2).sum(-1)
-      return apart.argmin(-1).flatten(1)
-
-    def decode(self, tokens):  # [B, h, w]
-      half, x = self.decoder, self.quantize['embedding'](tokens).movedim(3, 1)
-      x = half['mid']['block_2'](half['mid']['block_1'](half['conv_in'](x)))
-      for number in reversed(range(len(widths))):
-        for block in half['up'][number]['block']:
-          x = block(x)
-        if number:
-          x = nn.functional.interpolate(x, scale_factor=2, mode='nearest')
-          x = half['up'][number]['upsample']['conv'](x)
-      return half['conv_out'](nn.functional.silu(half['norm_out'](x)))
-
-  return Twin()
-
-
-def twin(torch, *, image_size, vqgan, width, depth, heads, decoder_width, decoder_depth,
-         decoder_heads, classes, class_token):
-  """The whole network by its description, under the names of the release's state dict."""
-  nn, codes = torch.nn, vqgan['codes']
-  number = (image_size // 2**(len(vqgan['multipliers']) - 1))**2
-
-  class Block(nn.Module):
-
-    def __init__(self, width, heads):
-      super().__init__()
-      self.heads = heads
-      self.norm1, self.norm2 = nn.LayerNorm(width, eps=1e-6), nn.LayerNorm(width, eps=1e-6)
-      self.attn = nn.ModuleDict({'qkv': nn.Linear(width, 3 * width),
-                                 'proj': nn.Linear(width, width)})
-      self.mlp = nn.ModuleDict({'fc1': nn.Linear(width, 4 * width),
-                                'fc2': nn.Linear(4 * width, width)})
-
-    def forward(self, x):
-      batch, tokens, width = x.shape
-      qkv = self.attn['qkv'](self.norm1(x)).split(width, dim=2)
-      q, k, v = (part.unflatten(2, (self.heads, -1)).transpose(1, 2) for part in qkv)
-      weights = torch.softmax(q @ k.transpose(2, 3) / (width / self.heads)**0.5, dim=3)
-      x = x + self.attn['proj']((weights @ v).transpose(1, 2).reshape(batch, tokens, width))
-      return x + self.mlp['fc2'](nn.functional.gelu(self.mlp['fc1'](self.norm2(x))))
-
-  class Head(nn.Module):
-
-    def __init__(self):
-      super().__init__()
-      self.fc, self.ln = nn.Linear(decoder_width, width), nn.LayerNorm(width, eps=1e-5)
-      self.bias = nn.Parameter(torch.zeros(1, 1, codes + classes + 1))
-
-    def forward(self, x, words):
-      return self.ln(nn.functional.gelu(self.fc(x))) @ words.T + self.bias
-
-  class Twin(nn.Module):
-
-    def __init__(self):
-      super().__init__()
-      self.vqgan = tokenizer_twin(torch, **vqgan)
-      self.token_emb = nn.ModuleDict({
-          'word_embeddings': nn.Embedding(codes + classes + 1, width),
-          'position_embeddings': nn.Embedding(1 + number, width),
-          'LayerNorm': nn.LayerNorm(width, eps=1e-6)})
-      self.blocks = nn.ModuleList(Block(width, heads) for _ in range(depth))
-      self.norm = nn.LayerNorm(width, eps=1e-6)
-      self.decoder_embed = nn.Linear(width, decoder_width)
-      self.decoder_pos_embed_learned = nn.Parameter(torch.zeros(1, 1 + number, decoder_width))
-      self.decoder_blocks = nn.ModuleList(
-          Block(decoder_width, decoder_heads) for _ in range(decoder_depth))
-      self.decoder_norm = nn.LayerNorm(decoder_width, eps=1e-6)
-      self.mlm_layer = Head()
-
-    def encode(self, tokens, dropped, masked):
-      """Over all places in order, with boolean masks [B, N]; -> one sequence per row."""
-      ids = tokens.masked_fill(masked, codes + classes)
-      ids = torch.cat([torch.full((len(ids), 1), codes + class_token), ids], dim=1)
-      x = (self.token_emb['word_embeddings'](ids)
-           + self.token_emb['position_embeddings'](torch.arange(1 + number)))
-      x = self.token_emb['LayerNorm'](x)
-      keep = torch.cat([torch.ones(len(ids), 1, dtype=torch.bool), ~dropped], dim=1)
-      x = torch.stack([row[kept] for row, kept in zip(x, keep)])
-      for block in self.blocks:
-        x = block(x)
-      return self.norm(x), keep
-
-    def logits(self, latent, keep, masked):
-      x = self.decoder_embed(latent)
-      rows = []
-      for row, kept, hidden in zip(x, keep, masked):
-        full = row[:1].repeat(1 + number, 1)
-        full[kept] = row
-        full[1:][hidden] = row[0]
-        rows.append(full)
-      x = torch.stack(rows) + self.decoder_pos_embed_learned
-      for block in self.decoder_blocks:
-        x = block(x)
-      words = self.token_emb['word_embeddings'].weight.detach()
-      return self.mlm_layer(self.decoder_norm(x), words)[:, 1:, :codes]
-
-    def loss(self, logits, tokens, gone):
-      losses = nn.functional.cross_entropy(logits.transpose(1, 2), tokens, reduction='none',
-                                           label_smoothing=0.1)
-      return (losses * gone).sum(1) / gone.sum(1)
-
-  return Twin()
+def twin(*, vqgan, **arguments):
+  from experiments.benchmarks import generator_twins
+  return generator_twins.MAGE(tokenizer=vqgan, **arguments)
 
 
 class MAGEParityTest(parameterized.TestCase):
@@ -246,7 +86,7 @@ class MAGEParityTest(parameterized.TestCase):
     torch, rng = self.torch, np.random.default_rng(0)
     side = arguments['image_size']
     image, target, other = rng.random((3, batch, side, side, 3)).astype(np.float32)
-    module = self.randomise(twin(torch, **arguments), self.nchw(other))
+    module = self.randomise(twin(**arguments), self.nchw(other))
     number = (side // 2**(len(arguments['vqgan']['multipliers']) - 1))**2
     visible = np.stack([rng.permutation(number)[:number // 2] for _ in range(batch)]).astype('i4')
     fields = {'image': image, 'visible': visible, 'target': target}
@@ -274,11 +114,7 @@ class MAGEParityTest(parameterized.TestCase):
           'loss': model.apply(variables, fields, method='loss', **keyed)[0]['loss']}
 
     found = ours(variables)
-    dropped = np.ones((batch, number), bool)
-    np.put_along_axis(dropped, visible.astype(int), False, 1)
-    masked = dropped.copy()
-    np.put_along_axis(masked, visible.astype(int), extra, 1)
-    dropped, masked = torch.tensor(dropped), torch.tensor(masked)
+    places, masked = torch.tensor(visible).long(), torch.tensor(extra)
     with torch.no_grad():
       tokenizer = module.vqgan
       close(found['latent'], tokenizer.latents(self.nchw(image)).movedim(1, 3))
@@ -287,19 +123,16 @@ class MAGEParityTest(parameterized.TestCase):
       self.assertGreater(len(np.unique(tokens)), 10)
       close(found['decoded'], tokenizer.decode(
           tokens.unflatten(1, found['tokens'].shape[1:])).movedim(1, 3))
-      latent, keep = module.encode(tokens, dropped, masked)
-      order = np.argsort(visible, axis=1)  # the twin's are in the order of places
-      close(np.take_along_axis(np.asarray(found['encoded'])[:, 1:], order[:, :, None], 1),
-            latent[:, 1:])
-      close(found['encoded'][:, 0], latent[:, 0])
-      logits = module.logits(latent, keep, masked)
-      close(found['loss'], module.loss(logits, goal, masked))
+      latent = module.encode(tokens, places, masked)
+      close(found['encoded'], latent)
+      logits = module.logits(latent, places, masked)
+      close(found['loss'], module.loss(logits, goal, places, masked))
       self.assertGreater(float(logits.std()), 0.1)
 
   def test_gradients(self):
     torch, rng = self.torch, np.random.default_rng(0)
     image, other = rng.random((2, 2, 32, 32, 3)).astype(np.float32)
-    module = self.randomise(twin(torch, **TINY), self.nchw(other))
+    module = self.randomise(twin(**TINY), self.nchw(other))
     visible = np.stack([rng.permutation(64)[:40] for _ in range(2)]).astype('i4')
     fields = {'image': image, 'visible': visible}
     model, names = models.get('mage', **TINY), mage_keys.Names('mage', '')
@@ -307,12 +140,11 @@ class MAGEParityTest(parameterized.TestCase):
     weights = np.array([0.7, -1.3], np.float32)
     slopes = jax.jit(jax.grad(lambda params: jnp.sum(weights * model.apply(
         {'params': params}, fields, method='loss')[0]['loss'])))(variables['params'])
-    dropped = np.ones((2, 64), bool)
-    np.put_along_axis(dropped, visible.astype(int), False, 1)
-    dropped = torch.tensor(dropped)
+    places = torch.tensor(visible).long()
+    masked = torch.zeros(places.shape, dtype=torch.bool)
     tokens = module.vqgan.tokens(self.nchw(image))
-    losses = module.loss(module.logits(*module.encode(tokens, dropped, dropped), dropped), tokens,
-                         dropped)
+    losses = module.loss(module.logits(module.encode(tokens, places, masked), places, masked), tokens,
+                         places, masked)
     (torch.tensor(weights) * losses).sum().backward()
     theirs = dict(module.named_parameters())
     for path, leaf in zip(surgery.paths({'params': slopes}), jax.tree.leaves(slopes)):

@@ -21,32 +21,11 @@ TINY = (16, (1, 2, 2), 1, 8, 8, 16)
 FULL = (64, (1, 2, 4, 8), 2, 32, 32, 64)
 
 
-def plan(size):
-  """Blocks in order: (name, channels in, channels out, change of resolution, what is put beside x)."""
-  width, multipliers, blocks, *_ = size
-  outputs = [width * multiplier for multiplier in multipliers]
-  down, up, kept, x = [], [], [outputs[0]], outputs[0]
-  for level, out in enumerate(outputs):
-    for change in [0] * blocks + [-1] * (level < len(outputs) - 1):
-      down.append((f'input_blocks.{len(kept)}.0', x, out, change, 0))
-      kept.append(out)
-      x = out
-  middle, number = x, 0
-  for level, out in reversed(list(enumerate(outputs))):
-    for index in range(blocks + 1):
-      side = kept.pop()
-      up.append((f'output_blocks.{number}.0', x + side, out, 0, side))
-      x = out
-      if level and index == blocks:
-        up.append((f'output_blocks.{number}.1', x, x, 1, 0))
-      number += 1
-  return down, middle, up
-
-
 def shapes(size):
   """Name -> shape of the release's state dict."""
   width, multipliers, *_ = size
-  down, middle, up = plan(size)
+  from experiments.benchmarks import generator_twins
+  down, middle, up = generator_twins.palette_plan(size)
   found = {}
 
   def layer(name, *shape):
@@ -86,74 +65,6 @@ def random_tensors(size):
   return found
 
 
-class Twin:
-  """The network by its description, over a dict of tensors."""
-
-  def __init__(self, torch, tensors, size):
-    self.torch, self.tensors, self.size = torch, tensors, size
-    self.nn = torch.nn.functional
-
-  def parameters(self, name):
-    return self.tensors[f'{name}.weight'], self.tensors[f'{name}.bias']
-
-  def norm(self, name, x):
-    return self.nn.group_norm(x, self.size[3], *self.parameters(name), eps=1e-5)
-
-  def block(self, spec, x, condition):
-    name, before, out, change, _ = spec
-    h = self.nn.silu(self.norm(f'{name}.in_layers.0', x))
-    if change > 0:
-      h, x = (self.nn.interpolate(y, scale_factor=2, mode='nearest') for y in (h, x))
-    elif change < 0:
-      h, x = (self.nn.avg_pool2d(y, 2) for y in (h, x))
-    h = self.nn.conv2d(h, *self.parameters(f'{name}.in_layers.2'), padding=1)
-    affine = self.nn.linear(self.nn.silu(condition), *self.parameters(f'{name}.emb_layers.1'))
-    h = self.norm(f'{name}.out_layers.0', h)
-    h = h * (1 + affine[:, :out, None, None]) + affine[:, out:, None, None]
-    h = self.nn.conv2d(self.nn.silu(h), *self.parameters(f'{name}.out_layers.3'), padding=1)
-    if before != out:
-      x = self.nn.conv2d(x, *self.parameters(f'{name}.skip_connection'))
-    return x + h
-
-  def attention(self, name, x):
-    """Channels of the projection: by head, then queries, keys and values of the head."""
-    batch, width, pixels = len(x), x.shape[1], x.shape[2] * x.shape[3]
-    each = self.size[4]
-    h = self.norm(f'{name}.norm', x).reshape(batch, width, pixels)
-    h = self.nn.conv1d(h, *self.parameters(f'{name}.qkv'))
-    heads = []
-    for part in h.split(3 * each, dim=1):
-      q, k, v = part.split(each, dim=1)  # [B, d, pixels]
-      weights = self.torch.softmax(q.transpose(1, 2) @ k / math.sqrt(each), dim=2)
-      heads.append(v @ weights.transpose(1, 2))
-    h = self.nn.conv1d(self.torch.cat(heads, dim=1), *self.parameters(f'{name}.proj_out'))
-    return x + h.reshape(x.shape)
-
-  def run(self, x, gamma):
-    """The stages and the prediction, all [B, C, H, W]."""
-    torch, half = self.torch, self.size[0] // 2
-    angles = gamma[:, None] * torch.exp(-math.log(1e4) * torch.arange(half) / half)
-    condition = torch.cat([torch.cos(angles), torch.sin(angles)], dim=1)
-    condition = self.nn.silu(self.nn.linear(condition, *self.parameters('cond_embed.0')))
-    condition = self.nn.linear(condition, *self.parameters('cond_embed.2'))
-    down, middle, up = plan(self.size)
-    x = self.nn.conv2d(x, *self.parameters('input_blocks.0.0'), padding=1)
-    stages = [x]
-    for spec in down:
-      stages.append(self.block(spec, stages[-1], condition))
-    x = self.block(('middle_block.0', middle, middle, 0, 0), stages[-1], condition)
-    x = self.attention('middle_block.1', x)
-    x = self.block(('middle_block.2', middle, middle, 0, 0), x, condition)
-    stages.append(x)
-    rest = stages[:-1]
-    for spec in up:
-      if spec[4]:
-        x = torch.cat([x, rest.pop()], dim=1)
-      x = self.block(spec, x, condition)
-    x = self.nn.silu(self.norm('out.0', x))
-    return stages, self.nn.conv2d(x, *self.parameters('out.2'), padding=1)
-
-
 def close(ours, theirs, tolerance=1e-4, name=''):
   """Within the tolerance of the largest number of the two."""
   ours, theirs = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
@@ -183,6 +94,8 @@ class PaletteParityTest(parameterized.TestCase):
   def setUp(self):
     super().setUp()
     self.torch = pytest.importorskip('torch', reason='extra `parity`; make test-slow installs it')
+    from experiments.benchmarks import generator_twins
+    self.twins = generator_twins
 
   def both(self, size, batch):
     rng = np.random.default_rng(1)
@@ -193,7 +106,7 @@ class PaletteParityTest(parameterized.TestCase):
     x = rng.normal(size=(batch, side, side, 6)).astype(np.float32)
     gamma = np.linspace(4.4e-5, 1, batch, dtype=np.float32)
     torch_tensors = {name: self.torch.tensor(value) for name, value in tensors.items()}
-    return module, variables, Twin(self.torch, torch_tensors, size), x, gamma
+    return module, variables, self.twins.Palette(torch_tensors, size), x, gamma
 
   def nchw(self, x):
     return self.torch.tensor(np.ascontiguousarray(np.moveaxis(x, -1, 1)))
@@ -209,7 +122,8 @@ class PaletteParityTest(parameterized.TestCase):
 
     stages, prediction = run(variables)
     with self.torch.no_grad():
-      expected, wanted = twin.run(self.nchw(x), self.torch.tensor(gamma))
+      expected = twin.encode(self.nchw(x), self.torch.tensor(gamma))
+      wanted = twin.decode(expected, self.torch.tensor(gamma))
     self.assertLen(stages, 13 if size is FULL else 7)
     self.assertEqual(sum(value.size for value in jax.tree.leaves(variables)), sum(
         math.prod(shape) for shape in shapes(size).values()))
@@ -231,7 +145,8 @@ class PaletteParityTest(parameterized.TestCase):
     inputs = self.nchw(x).requires_grad_()
     for value in twin.tensors.values():
       value.requires_grad_()
-    (twin.run(inputs, self.torch.tensor(gamma))[1] * self.nchw(weights)).sum().backward()
+    levels = self.torch.tensor(gamma)
+    (twin.decode(twin.encode(inputs, levels), levels) * self.nchw(weights)).sum().backward()
     close(pixels, np.moveaxis(inputs.grad.numpy(), 1, -1), name='pixels')
     names, found = palette_keys.Names('', TINY[4]), {}
     for path, leaf in zip(surgery.paths(grads), jax.tree.leaves(grads)):
@@ -270,8 +185,9 @@ class PaletteParityTest(parameterized.TestCase):
     picture, share = self.nchw(image), gamma[:, None, None, None]
     noisy = share.sqrt() * picture + (1 - share).sqrt() * noise
     with torch.no_grad():
-      _, predicted = twin.run(torch.cat([picture * (1 - hole) + fill * hole,
-                                         noisy * hole + picture * (1 - hole)], dim=1), gamma)
+      seen = torch.cat([picture * (1 - hole) + fill * hole,
+                        noisy * hole + picture * (1 - hole)], dim=1)
+      predicted = twin.decode(twin.encode(seen, gamma), gamma)
     expected = ((hole * noise - hole * predicted)**2).mean(dim=(1, 2, 3))
     np.testing.assert_allclose(run(variables), expected, rtol=1e-4)
 

@@ -3,7 +3,8 @@
 import importlib
 
 _NAMES = {'Failed': 'checks', 'conformance': 'methods', 'conformance_metric': 'metrics'}
-_MODULES = ('checks', 'methods', 'metrics', 'multimodal_toy', 'pairs_toy', 'plugin', 'toy')
+_MODULES = ('checks', 'federation_toy', 'generation_toy', 'methods', 'metrics', 'multimodal_toy',
+            'pairs_toy', 'plugin', 'toy')
 __all__ = ('Failed', 'conformance', 'conformance_metric', *_MODULES)
 
 
