@@ -5,8 +5,9 @@ Command:   python -m experiments.run --config=experiments/configs/i2i_mage_openm
            Needs the extra `openmoji`, no download; `:smoke` is short.
 Task:      as i2i_mae_openmoji, at 16 x 16 pixels: 8 x 8 tokens of 2 x 2. The tokenizer is trained
            once, on the pictures that nobody forgets, and stays as it is.
-Protocol:  as i2i_mae_openmoji, but one original and one retrained model, and 20 passes over the
-           forget set; a hole is painted in 20 steps, and every picture gets the same draws.
+Protocol:  as i2i_mae_openmoji, with a row for the release's distance and noise, but one original and
+           one retrained model, and 20 passes over the forget set; a hole is painted in 20 steps, and
+           every picture gets the same draws.
 Expect:    see experiments/results/README.md.
 Hardware:  2 CPU cores, about half an hour; `:smoke` some minutes.
 """
@@ -30,4 +31,5 @@ def get_config(mode: str = ''):
   return _i2i.get(
       mode, name='i2i_mage_openmoji', model='mage', model_args=TINY if smoke else NETWORK,
       train=TRAIN, image_size=16, patch=2, normalize='', rates=(3e-4, 1e-3, 3e-3, 1e-2), epochs=20.0,
+      release={'noise': 'batch'},
       generation={'tokenizer': TOKENIZER | ({'epochs': 1.0, 'warmup_epochs': 0.5} if smoke else {})})
