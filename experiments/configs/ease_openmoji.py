@@ -31,7 +31,7 @@ NETWORK = {'layout': 'openai', 'embedding': 96, 'patch': 8, 'image_width': 96, '
 LOCAL = {'optimizer': 'adamw', 'learning_rate': 1e-2, 'weight_decay': 0.01}
 BACKBONE = {'epochs': 30.0, 'learning_rate': 5e-4, 'weight_decay': 0.1, 'warmup_steps': 40,
             'batch_size': 128}
-CONCEPT = 0  # a category that several clients have
+CONCEPT = 50  # a category that five clients have, 126 training pairs
 
 
 def rows(local, rounds: int, recover: int):
