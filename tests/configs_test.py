@@ -12,6 +12,7 @@ import pytest
 from experiments import make_results
 from experiments.configs import ccu_av_digits
 from experiments.configs import dlfd_omniglot
+from experiments.configs import ease_openmoji
 from experiments.configs import ncu_openmoji
 from unlearn_jax import config as config_lib
 from unlearn_jax import experiment
@@ -63,6 +64,8 @@ class ConfigsTest(parameterized.TestCase):
     with open(EXPERIMENTS / 'results' / 'ncu_openmoji.json') as file:
       chosen = json.load(file)['tune']['chosen']
     self.assertEqual(ncu_openmoji.CHOSEN, {row: chosen[row] for row in ncu_openmoji.CHOSEN})
+    with open(EXPERIMENTS / 'results' / 'ease_openmoji.json') as file:
+      self.assertEqual(ease_openmoji.CHOSEN, json.load(file)['tune']['chosen'])
     with open(EXPERIMENTS / 'results' / 'ccu_av_digits.json') as file:
       self.assertEqual(ccu_av_digits.CHOSEN, json.load(file)['tune']['chosen']['ccu'])
 

@@ -31,6 +31,7 @@ NETWORK = {'layout': 'openai', 'embedding': 96, 'patch': 8, 'image_width': 96, '
 LOCAL = {'optimizer': 'adamw', 'learning_rate': 1e-2, 'weight_decay': 0.01}
 BACKBONE = {'epochs': 30.0, 'learning_rate': 5e-4, 'weight_decay': 0.1, 'warmup_steps': 40,
             'batch_size': 128}
+HISTORY_ONLY = ('pga', 'fed_eraser', 'fed_recovery')  # need a client that leaves
 CONCEPT = 50  # a category that five clients have, 126 training pairs
 
 
@@ -113,6 +114,9 @@ CHOSEN = {
     'ease': {'displacement_learning_rate': 0.01},
     'fed_finetune': {'learning_rate': 0.01},
     'fed_ga': {'forget_learning_rate': 0.003},
+    'pga': {'forget_learning_rate': 0.1},
+    'fed_eraser': {'calibration': 1.0, 'learning_rate': 0.01},
+    'fed_recovery': {'learning_rate': 0.01},
     'sfu': {'forget_learning_rate': 0.003},
     'fed_osd': {'forget_learning_rate': 0.0003},
     'fed_not': {'learning_rate': 0.01},
@@ -135,7 +139,7 @@ def get_config(mode: str = ''):
   found = rows(local, rounds, recover)
   scenario = mode if mode in ('sample', 'concept') else 'client'
   if mode and not smoke:
-    found = {row: found[row] | chosen for row, chosen in CHOSEN.items()}
+    found = {row: found[row] | chosen for row, chosen in CHOSEN.items() if row not in HISTORY_ONLY}
   single = {'ablation': ablations, 'anchors': anchors}
   found = single[mode](found['ease']) if mode in single else found
   tune = {} if mode else {
