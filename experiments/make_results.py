@@ -36,7 +36,7 @@ CONFIGS = {
     'i2i_mae_openmoji': BOTH, 'i2i_mae_openmoji:limited': RUN, 'i2i_mae_openmoji:alpha': RUN,
     'i2i_mae_openmoji:noise': RUN, 'i2i_mae_openmoji:holes': RUN,
     'i2i_mage_openmoji': RUN, 'i2i_palette_openmoji': RUN}
-DRAWN = ('i2i_mae_openmoji', 'i2i_mae_openmoji:holes', 'i2i_mage_openmoji',
+DRAWN = ('ease_openmoji', 'i2i_mae_openmoji', 'i2i_mae_openmoji:holes', 'i2i_mage_openmoji',
          'i2i_palette_openmoji')  # whose pictures are committed too
 JSON = {'report': 'results.json', 'audit': 'audit.json'}
 
