@@ -17,9 +17,9 @@ from experiments.benchmarks import start
 from experiments.benchmarks import steps
 from experiments.benchmarks import table
 
-_ONLY = flags.DEFINE_list('only', [], 'Benchmarks whose name starts with one of these; nothing is '
-                                      'written then.')
-_RESULTS = flags.DEFINE_string('results', os.path.dirname(__file__), 'Where results.{json,md} go.')
+_ONLY = flags.DEFINE_list('only', [], 'Benchmarks whose name starts with one of these.')
+_RESULTS = flags.DEFINE_string('results', '', 'Where results.{json,md} go; by default beside this '
+                                              'file, and nowhere with --only.')
 
 
 def _gpu() -> Iterator[harness.Row]:
@@ -59,8 +59,8 @@ def main(_):
       print('  ' + table.line(row), flush=True)
     print(f'  took {time.perf_counter() - began:.0f} s', flush=True)
   print('\n' + table.markdown(rows, machine))
-  if not _ONLY.value:
-    table.write(rows, machine, _RESULTS.value)
+  if _RESULTS.value or not _ONLY.value:
+    table.write(rows, machine, _RESULTS.value or os.path.dirname(__file__))
 
 
 if __name__ == '__main__':

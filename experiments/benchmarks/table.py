@@ -65,6 +65,7 @@ def write(rows: Sequence[harness.Row], machine: Mapping[str, Any], directory: st
   """Writes `results.json` and `results.md`."""
   found = [{**dataclasses.asdict(row), 'parity': row.parity and row.parity._asdict(),
             'verdict': row.verdict} for row in rows]
+  os.makedirs(directory, exist_ok=True)
   with open(os.path.join(directory, 'results.json'), 'w') as file:
     json.dump({'machine': dict(machine), 'rows': found}, file, indent=1)
     file.write('\n')
