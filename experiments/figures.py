@@ -36,10 +36,9 @@ def write(workdir: str | os.PathLike, out: str | os.PathLike) -> list[str]:
   with open(workdir / 'results.json') as file:
     results = json.load(file)
   first = results['config']['seeds'][0]
-  anchors = (*results['config'].get('anchor_seeds', ()), first)[0]
   panels = {}
   for row in results['methods']:
-    seed = anchors if row in config.BUILTIN else first
+    seed = config.anchor_seeds(results['config'])[first] if row in config.BUILTIN else first
     with np.load(workdir / 'rows' / f'seed_{seed}' / row / 'arrays.npz') as saved:
       panels[row] = dict(saved)
   lines = []

@@ -11,6 +11,7 @@ import statistics
 import sys
 from typing import Any
 
+from unlearn_jax.evals import completion
 from unlearn_jax.evals import results as results_lib
 
 FAMILIES = {'mae': 'MAE', 'mage': 'VQ-GAN/MAGE', 'palette': 'diffusion'}
@@ -79,12 +80,12 @@ def table(results: Mapping[str, Any], number: int) -> list[str]:
   lines = [HEAD, '|---' * (HEAD.count('|') - 1) + '|']
   for row in results_lib.ordered(results['methods']):
     gap = statistics.fmean(
-        abs(ours - theirs) for side in ('retain', 'forget') for ours, theirs in zip(
+        abs(ours - theirs) for side in completion.SIDES for ours, theirs in zip(
             *(value(name, cosine, side)['values'] for name in (row, 'retrain'))))
     theirs = published.get(row)
-    cells = [*(results_lib.spread(value(row, fid, side), digits=1) for side in ('retain', 'forget')),
+    cells = [*(results_lib.spread(value(row, fid, side), digits=1) for side in completion.SIDES),
              *(results_lib.spread(value(row, cosine, side), digits=2)
-               for side in ('retain', 'forget')),
+               for side in completion.SIDES),
              f'{lost[row]:+.3f}', str(order.index(row) + 1) if row in order else '', f'{gap:.3f}',
              *(('', '') if theirs is None else (f'{theirs[0]}, {theirs[1]}',
                                                 f'{theirs[2]:.2f}, {theirs[3]:.2f}'))]

@@ -213,9 +213,10 @@ def _type_of(parameter: inspect.Parameter) -> type:
   return typing.get_origin(kind) or kind
 
 
-def anchor_seeds(config: config_dict.ConfigDict) -> dict[int, int]:
-  """Seed of a row -> seed of the original and the retrained model beside it."""
-  return dict(zip(config.seeds, itertools.cycle(config.anchor_seeds or config.seeds)))
+def anchor_seeds(config: Mapping[str, Any]) -> dict[int, int]:
+  """Seed of a row -> seed of the original and the retrained model beside it; also from JSON."""
+  seeds = config['seeds']
+  return dict(zip(seeds, itertools.cycle(config.get('anchor_seeds') or seeds)))
 
 
 def resolved(config: config_dict.ConfigDict, row: str) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator, Mapping
 import functools
-import inspect
 from typing import Any, NamedTuple
 
 import jax
@@ -10,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.benchmarks import harness
+from experiments.benchmarks import steps
 from experiments.configs import i2i_mae_openmoji
 from experiments.configs import i2i_mage_openmoji
 from experiments.configs import i2i_palette_openmoji
@@ -25,16 +25,13 @@ from unlearn_jax.models import mage_keys
 from unlearn_jax.models import mage_masking
 from unlearn_jax.models import palette_keys
 from unlearn_jax.models import surgery
-from unlearn_jax.models import vqgan
 
-BATCH, ROUNDS, PARITY_STEPS = 32, 11, 3
+BATCH = 32
 GRID, MASK, ALPHA = (8, 8), 'random:0.5', 0.25
 # Plain SGD and the mean of squares: Adam, and the norm where student and reference agree, magnify
 # rounding. The rate is small enough for three steps to stay close.
 RATE, TOLERANCE = 0.01, 1e-4
-OVERHEAD, PLAIN = 1.15, 1.0
 METHODS = ('reconstruct', 'i2i')
-ROLES = {'reconstruct': ('retain',), 'i2i': ('retain', 'forget')}
 # What each step needs. A gradient pass includes its forward pass.
 PASSES = {
     'reconstruct': {'loss gradient': 1},
@@ -62,15 +59,9 @@ class Family(NamedTuple):
   draws: Callable
 
 
-def full(arguments: Mapping[str, Any], function: Callable) -> dict[str, Any]:
-  """All arguments of a function that makes a model, defaults included."""
-  bound = inspect.signature(function).bind(**arguments)
-  bound.apply_defaults()
-  return dict(bound.arguments)
-
-
 MAE = i2i_mae_openmoji.NETWORK
-TOKENIZER = full(i2i_mage_openmoji.NETWORK['vqgan'], vqgan.vqgan)
+TOKENIZER = {name: parameter.default for name, parameter in models.arguments('vqgan').items()
+             } | i2i_mage_openmoji.NETWORK['vqgan']
 MAGE = i2i_mage_openmoji.NETWORK | {'image_size': 16, 'vqgan': TOKENIZER, 'dropout': 0.0, 'classes': 1,
                                     'class_token': 0}
 PALETTE = i2i_palette_openmoji.NETWORK | {'groups': 8, 'head_width': 32}
@@ -324,17 +315,8 @@ def passes_of(name: str) -> dict[str, harness.FirstCall]:
       call(env.variables['params'], one))) for label, call in calls.items()}
 
 
-class Compared(NamedTuple):
-  """Both sides after the first steps, in which their losses agreed; as `steps.Compared`."""
-
-  ours: Callable[[], Any]
-  twin: Callable[[], Any]
-  first: tuple[float, float]
-  parity: harness.Parity
-
-
 @functools.cache
-def compared(name: str, method: str) -> Compared:
+def compared(name: str, method: str) -> steps.Compared:
   """Takes the first steps of both sides.
 
   Raises:
@@ -342,46 +324,18 @@ def compared(name: str, method: str) -> Compared:
   """
   env = setup(name)
   ours, twin = Ours(env, method), harness.FirstCall(twin_step(env, method))
-  drawn = [jax.device_get(ours.draws(number)) for number in range(PARITY_STEPS)]
+  drawn = [jax.device_get(ours.draws(number)) for number in range(steps.PARITY_STEPS)]
   losses, twin_losses = [], []
   for draws in drawn:
     losses.append(ours())
     twin_losses.append(twin(draws))
-  parity = harness.check_parity(f'the losses of the first {PARITY_STEPS} steps', losses,
+  parity = harness.check_parity(f'the losses of the first {steps.PARITY_STEPS} steps', losses,
                                 twin_losses, tolerance=TOLERANCE)
-  return Compared(ours, lambda: twin(drawn[0]), (ours.step.seconds, twin.seconds), parity)
+  return steps.Compared(ours, lambda: twin(drawn[0]), (ours.step.seconds, twin.seconds), parity)
 
 
-def rows(name: str, method: str, rounds: int = ROUNDS) -> Iterator[harness.Row]:
+def rows(name: str, method: str, rounds: int = steps.ROUNDS) -> Iterator[harness.Row]:
   """Overhead and ratio of one step; the training step's ratio is what I2I's is held against."""
-  label = f'step/{name}/{method}'
-  reference = method == 'reconstruct'
-  figure = 'ratio to PyTorch' if reference else "ratio to PyTorch / training step's"
-  target = None if reference else PLAIN
-  try:
-    both, plain = compared(name, method), compared(name, 'reconstruct')
-  except harness.Mismatch as error:
-    yield harness.Row(label, 'overhead', OVERHEAD, reason=f'refused, {error}')
-    yield harness.Row(label, figure, target, reason=f'refused, {error}')
-    return
-  needed = PASSES[method]
-  passes = {key: call for key, call in passes_of(name).items() if key in needed}
-  sides = {'ours': both.ours, 'PyTorch': both.twin, **passes}
-  first = dict(zip(('ours', 'PyTorch'), both.first))
-  if not reference:
-    sides |= {'training step': plain.ours, 'training step in PyTorch': plain.twin}
-    first |= dict(zip(('training step', 'training step in PyTorch'), plain.first))
-  for call in passes.values():
-    call()
-  first |= {key: call.seconds for key, call in passes.items()}
-  timings = harness.alternate(sides, rounds, first=first)
-  needs = ' + '.join(f'{count} x {key}' for key, count in needed.items())
-  yield harness.make_row(label, 'overhead', OVERHEAD, harness.ratio(timings, 'ours', needed),
-                         timings, parity=both.parity, note=f'Over {needs}.')
-  ratios, note = harness.ratio(timings, 'ours', {'PyTorch': 1}), 'The twin is told what we draw.'
-  if not reference:
-    own, against = ratios, harness.ratio(timings, 'training step', {'training step in PyTorch': 1})
-    ratios = own / against
-    note = (f'Ratio {np.median(own):.2f}; the training step has {np.median(against):.2f} in the same '
-            f'rounds. {note}')
-  yield harness.make_row(label, figure, target, ratios, timings, parity=both.parity, note=note)
+  return steps.step_rows(f'step/{name}/{method}', method, 'reconstruct',
+                         functools.partial(compared, name), PASSES[method], passes_of(name), rounds,
+                         note='The twin is told what we draw.')

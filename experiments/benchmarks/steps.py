@@ -286,35 +286,52 @@ def compared(network: str, name: str) -> Compared:
 
 def rows(network: str, name: str, rounds: int = ROUNDS) -> Iterator[harness.Row]:
   """Overhead and ratio of one step; the plain step's ratio is what the others are held against."""
-  label, case = f'step/{network}/{name}', CASES[name]
-  reference = name == 'plain'
-  figure = 'ratio to PyTorch' if reference else "ratio to PyTorch / plain step's"
+  return step_rows(f'step/{network}/{name}', name, 'plain', functools.partial(compared, network),
+                   CASES[name].passes, passes_of(network), rounds)
+
+
+def step_rows(label: str, name: str, plain_name: str, compare: Callable[[str], Compared],
+              needed: Mapping[str, int], passes: Mapping[str, harness.FirstCall], rounds: int, *,
+              note: str = '') -> Iterator[harness.Row]:
+  """Overhead of a step over the passes it needs, and its ratio to the twin's.
+
+  Args:
+    label: of the rows.
+    name: of the step.
+    plain_name: of the step whose ratio the others are held against.
+    compare: name of a step -> both sides of it.
+    needed: pass -> how many of it the step needs.
+    passes: all passes.
+    rounds: of timing.
+    note: to the ratio.
+  """
+  reference = name == plain_name
+  figure = 'ratio to PyTorch' if reference else f"ratio to PyTorch / {plain_name} step's"
   target = None if reference else PLAIN
   try:
-    both = compared(network, name)
-    plain = compared(network, 'plain')
+    both, plain = compare(name), compare(plain_name)
   except harness.Mismatch as error:
     yield harness.Row(label, 'overhead', OVERHEAD, reason=f'refused, {error}')
     yield harness.Row(label, figure, target, reason=f'refused, {error}')
     return
-  passes = {key: call for key, call in passes_of(network).items() if key in case.passes}
+  passes = {key: call for key, call in passes.items() if key in needed}
   sides = {'ours': both.ours, 'PyTorch': both.twin, **passes}
   first = dict(zip(('ours', 'PyTorch'), both.first))
+  base_sides = (f'{plain_name} step', f'{plain_name} step in PyTorch')
   if not reference:
-    sides |= {'plain step': plain.ours, 'plain step in PyTorch': plain.twin}
-    first |= dict(zip(('plain step', 'plain step in PyTorch'), plain.first))
+    sides |= dict(zip(base_sides, (plain.ours, plain.twin)))
+    first |= dict(zip(base_sides, plain.first))
   for call in passes.values():
     call()
   first |= {key: call.seconds for key, call in passes.items()}
   timings = harness.alternate(sides, rounds, first=first)
-  needs = ' + '.join(f'{count} x {key}' for key, count in case.passes.items())
-  yield harness.make_row(label, 'overhead', OVERHEAD, harness.ratio(timings, 'ours', case.passes),
+  needs = ' + '.join(f'{count} x {key}' for key, count in needed.items())
+  yield harness.make_row(label, 'overhead', OVERHEAD, harness.ratio(timings, 'ours', needed),
                          timings, parity=both.parity, note=f'Over {needs}.')
-  ratios, note = harness.ratio(timings, 'ours', {'PyTorch': 1}), ''
+  ratios = harness.ratio(timings, 'ours', {'PyTorch': 1})
   if not reference:
-    own = ratios
-    base_ratios = harness.ratio(timings, 'plain step', {'plain step in PyTorch': 1})
-    ratios = own / base_ratios
-    note = (f'Ratio {np.median(own):.2f}; the plain step has {np.median(base_ratios):.2f} in the '
-            'same rounds.')
+    own, against = ratios, harness.ratio(timings, base_sides[0], {base_sides[1]: 1})
+    ratios = own / against
+    note = (f'Ratio {np.median(own):.2f}; the {plain_name} step has {np.median(against):.2f} in the '
+            f'same rounds. {note}').strip()
   yield harness.make_row(label, figure, target, ratios, timings, parity=both.parity, note=note)

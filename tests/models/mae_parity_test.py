@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.models.close import close
 from unlearn_jax import models
 from unlearn_jax.models import convert
 from unlearn_jax.models import mae_keys
@@ -28,13 +29,6 @@ def fields_of(size, batch, keep):
   visible = np.stack([rng.permutation((side // patch)**2)[:keep] for _ in range(batch)])
   image, target = rng.normal(size=(2, batch, side, side, 3)).astype(np.float32)
   return {'image': image, 'visible': visible.astype(np.int32), 'target': target}
-
-
-def close(ours, theirs, name='', tolerance=1e-4):
-  """Agreement relative to the largest entry of an array: float32 sums cannot do it entry by entry."""
-  theirs = np.asarray(theirs)
-  np.testing.assert_array_less(
-      np.abs(ours - theirs).max(), tolerance * max(np.abs(theirs).max(), 1e-6), err_msg=name)
 
 
 class MAEParityTest(parameterized.TestCase):

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.models.close import close
 from unlearn_jax import models
 from unlearn_jax.models import mage_keys
 from unlearn_jax.models import mage_masking
@@ -22,13 +23,6 @@ TINY = {'image_size': 32, 'vqgan': TINY_VQ, 'width': 48, 'depth': 2, 'heads': 3,
 VIT_B = {'image_size': 256, 'vqgan': vqgan.PUBLISHED, 'width': 768, 'depth': 12, 'heads': 12,
          'decoder_width': 768, 'decoder_depth': 8, 'decoder_heads': 16, 'classes': 1000,
          'class_token': 76}
-
-
-def close(ours, theirs, name='', tolerance=1e-4):
-  """Agreement relative to the largest entry of an array: float32 sums cannot do it entry by entry."""
-  theirs = np.asarray(theirs)
-  np.testing.assert_array_less(
-      np.abs(ours - theirs).max(), tolerance * max(np.abs(theirs).max(), 1e-6), err_msg=name)
 
 
 def twin(*, vqgan, **arguments):

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from tests.models.drawn import drawn
 from unlearn_jax import models
 from unlearn_jax.models import mage as mage_lib
 from unlearn_jax.models import mage_masking
@@ -31,23 +32,11 @@ SHOWN = {name: FIELDS[name] for name in ('image', 'visible')}
 KEY = jax.random.key(3)
 
 
-def drawn(tree, seed):
-  """Values for abstract leaves; initialisers take seconds to compile, and start at 0 or 1."""
-  rng = np.random.default_rng(seed)
-
-  def draw(path, leaf):
-    centre = float(jax.tree_util.keystr(path).endswith("['scale']"))
-    scale = 0.5 if leaf.ndim < 2 else np.prod(leaf.shape[:-1])**-0.5
-    return (centre + scale * rng.normal(size=leaf.shape)).astype(np.float32)
-
-  return jax.tree_util.tree_map_with_path(draw, tree)
-
-
 @functools.cache
 def build():
   """The tiny model; its codes are latents of another picture, so that many of them are in use."""
   model = models.get('mage', **TINY)
-  params = drawn(jax.eval_shape(model.init, jax.random.key(0), FIELDS)['params'], 1)
+  params = drawn(jax.eval_shape(model.init, jax.random.key(0), FIELDS)['params'], 1, spread=0.5)
   params['encoder']['token_emb']['word'] *= 4
   tokenizer = models.get('vqgan', **TINY['vqgan'])
   other = {'image': np.random.default_rng(2).random((1, 8, 8, 3)).astype(np.float32)}

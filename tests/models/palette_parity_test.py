@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.models.close import close
 from unlearn_jax import models
 from unlearn_jax.models import diffusion
 from unlearn_jax.models import palette_keys
@@ -63,14 +64,6 @@ def random_tensors(size):
       value = 0.3 * rng.normal(size=shape)
     found[name] = value.astype(np.float32)
   return found
-
-
-def close(ours, theirs, tolerance=1e-4, name=''):
-  """Within the tolerance of the largest number of the two."""
-  ours, theirs = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
-  assert ours.shape == theirs.shape, (name, ours.shape, theirs.shape)
-  np.testing.assert_array_less(np.abs(ours - theirs).max(), tolerance * np.abs(theirs).max(),
-                               err_msg=name)
 
 
 def ours(size):

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from tests.models.drawn import drawn
 from unlearn_jax import methods
 from unlearn_jax import models
 from unlearn_jax.models import surgery
@@ -41,23 +42,12 @@ def by_numpy(x, params, groups):
   return h, h @ params['nin_shortcut']['kernel'][0, 0] + h
 
 
-def drawn(tree, seed):
-  """Values for abstract leaves; initialisers take seconds to compile, and start at 0 or 1."""
-  rng = np.random.default_rng(seed)
-
-  def draw(path, leaf):
-    centre = float(jax.tree_util.keystr(path).endswith("['scale']"))
-    scale = 0.3 if leaf.ndim < 2 else np.prod(leaf.shape[:-1])**-0.5
-    return (centre + scale * rng.normal(size=leaf.shape)).astype(np.float32)
-
-  return jax.tree_util.tree_map_with_path(draw, tree)
-
-
 @functools.cache
 def build():
   """The tiny model; its codes are latents of another picture, so that many of them are in use."""
   model = models.get('vqgan', **TINY)
-  params = drawn(jax.eval_shape(model.init, jax.random.key(0), {'image': IMAGE})['params'], 1)
+  params = drawn(jax.eval_shape(model.init, jax.random.key(0), {'image': IMAGE})['params'], 1,
+                 spread=0.3)
   other = {'image': np.random.default_rng(2).random((1, 8, 8, 3)).astype(np.float32)}
   encode = jax.jit(lambda v: model.apply(v, other, method='encode')[0]['latent'])
   params['encoder']['codebook'] = np.asarray(encode({'params': params})).reshape(-1, 3)[:7]
@@ -109,7 +99,8 @@ class BlockTest(parameterized.TestCase):
     """Where channels change x is dropped: the block is a function of its residual branch alone."""
     x = RNG.normal(size=(1, 3, 5, 4)).astype(np.float32)
     block = vqgan.ResBlock(features, 2, jnp.float32)
-    params = drawn(jax.eval_shape(block.init, jax.random.key(0), x)['params'], features)
+    params = drawn(jax.eval_shape(block.init, jax.random.key(0), x)['params'], features,
+                     spread=0.3)
     self.assertEqual('nin_shortcut' in params, features != 4)
     result = np.asarray(jax.jit(block.apply)({'params': params}, x)[0])
     h, expected = by_numpy(x[0].astype(np.float64), params, 2)

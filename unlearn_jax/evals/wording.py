@@ -240,7 +240,7 @@ def limits(parts: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def _limits(results) -> list[str]:
   count = len(results['methods']['retrain']['seconds']['values'])
-  trained = len(results.get('config', {}).get('anchor_seeds') or range(count))
+  trained = min(count, len(results.get('config', {}).get('anchor_seeds', ())) or count)
   found = list(LIMITS[views.kind(results)])
   if count == 1:
     found.append('One seed: there is no spread and no floor, so no difference in this report can '

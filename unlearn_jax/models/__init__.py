@@ -37,7 +37,7 @@ _FACTORIES = {
 }
 _MODULES = ('archive', 'archive_legacy', 'audio_visual', 'av_events', 'clip', 'clip_keys',
             'clip_tokenizer', 'clip_towers', 'cnn', 'contract', 'convert', 'cpu_conv', 'densenet',
-            'diffusion', 'efficientnet', 'inception', 'layers', 'linear_towers', 'lora', 'mae',
+            'diffusion', 'efficientnet', 'inception', 'keys', 'layers', 'linear_towers', 'lora', 'mae',
             'mae_keys', 'mage', 'mage_keys', 'mage_masking', 'mage_transformer', 'mlp', 'order',
             'palette', 'palette_keys', 'patches', 'resnet', 'surgery', 'token_fusion', 'unet',
             'vit', 'vqgan')

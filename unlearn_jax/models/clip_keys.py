@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from unlearn_jax import types
+from unlearn_jax.models import keys
 
 _TRANSFORMERS = (
     (r'^visual\.proj$', 'visual_projection.weight'), (r'^text\.text_projection$',
@@ -93,28 +94,14 @@ class Names(NamedTuple):
       value = value.transpose((3, 2, 0, 1) if value.ndim == 4 else (1, 0))
     shape = self.scalar if path == 'params/logit_scale' else (1,) * self._leading(path) + value.shape
     value = value.reshape(shape)
-    return split(self.of(path), value)
+    return keys.split(self.of(path), value)
 
   def from_file(self, path: str, tensors: Mapping[str, Any], xp=np) -> Any:
     """The inverse of `to_file`; `xp` is the module of the arrays, numpy or jax.numpy."""
-    value = joined(self.of(path), tensors, xp)
+    value = keys.joined(self.of(path), tensors, xp)
     if self._turned(path):
       return value.transpose((2, 3, 1, 0) if value.ndim == 4 else (1, 0))
     return value.reshape(() if path == 'params/logit_scale' else value.shape[self._leading(path):])
-
-
-def split(names: tuple[str, ...], value: Any) -> dict[str, Any]:
-  """Name -> its rows of a parameter that is stored under one name, or in equal parts under several."""
-  if len(names) == 1:
-    return {names[0]: value}
-  rows = len(value) // len(names)
-  return {name: value[number * rows:(number + 1) * rows] for number, name in enumerate(names)}
-
-
-def joined(names: tuple[str, ...], tensors: Mapping[str, Any], xp) -> Any:
-  """The inverse of `split`."""
-  parts = [tensors[name] for name in names]
-  return parts[0] if len(parts) == 1 else xp.concatenate(parts)
 
 
 def detect(tensors: Mapping[str, Any]) -> Names:
@@ -161,12 +148,7 @@ def sizes(tensors: Mapping[str, Any], names: Names) -> Sizes:
   """
 
   def shape(path: str, rank: int) -> tuple[int, ...]:
-    name = names.of(path)[0]
-    if name not in tensors:
-      raise ValueError(f'{name!r} is missing')
-    if len(tensors[name].shape) != rank:
-      raise ValueError(f'{name!r} should have {rank} axes, has shape {tuple(tensors[name].shape)}')
-    return tuple(tensors[name].shape)
+    return keys.shape(tensors, names.of(path)[0], rank)
 
   def depth(tower: str) -> int:
     name, = names.of(f'params/{tower}/transformer/resblocks/0/ln_1/scale')

@@ -86,19 +86,13 @@ def _abstract(model: str, arguments: tuple[tuple[str, Any], ...], image_size: in
 
 def _describe(tensors: Mapping[str, Any]) -> tuple[str, _Names, _Sizes, dict]:
   """The model of a checkpoint, its names and sizes, and path -> abstract leaf of what it holds."""
-  if (names := mage_keys.detect(tensors)) is not None:  # first: MAGE has the names of an MAE too
-    sizes = mage_keys.sizes(tensors, names)
-    return names.scheme, names, sizes, _abstract(
-        names.scheme, tuple(sizes.arguments.items()), sizes.image_size)
-  if (names := mae_keys.detect(tensors)) is not None:
-    sizes = mae_keys.sizes(tensors, names)
-    leaves = _abstract('mae', tuple(sizes.arguments.items()), sizes.image_size)
-    return 'mae', names, sizes, {
-        path: leaf for path, leaf in leaves.items() if path.split('/')[1] not in sizes.absent}
-  if (names := palette_keys.detect(tensors)) is not None:
-    sizes = palette_keys.sizes(tensors, names)
-    return 'palette', names, sizes, _abstract(
-        'palette', tuple(sizes.arguments.items()), sizes.image_size)
+  for family in (mage_keys, mae_keys, palette_keys):  # MAGE first: it has the names of an MAE too
+    if (names := family.detect(tensors)) is not None:
+      sizes = family.sizes(tensors, names)
+      model = 'mae' if family is mae_keys else names.scheme  # of an MAE there are several schemes
+      leaves = _abstract(model, tuple(sizes.arguments.items()), sizes.image_size)
+      return model, names, sizes, {
+          path: leaf for path, leaf in leaves.items() if path.split('/')[1] not in sizes.absent}
   names = clip_keys.detect(tensors)
   sizes = clip_keys.sizes(tensors, names)
   # The activation does not matter to shapes.
@@ -208,7 +202,7 @@ def load(source: Source, *, layout: str | None = None, head_width: int = 64,
   elif model in ('palette', 'vqgan'):
     head_widths = {}  # in the arguments, or none
   else:
-    absent = getattr(sizes, 'absent', ())
+    absent = sizes.absent
     head_widths = {'': head_width, 'decoder_': decoder_head_width}
   for part, each in head_widths.items():
     width = arguments.get(f'{part}width')

@@ -9,13 +9,14 @@ conversion_mapping.py.
 """
 
 from collections.abc import Mapping
+import functools
 import math
 import re
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from unlearn_jax.models import clip_keys
+from unlearn_jax.models import keys
 from unlearn_jax.models import patches
 
 _RELEASE = (
@@ -100,11 +101,11 @@ class Names(NamedTuple):
       value = value.reshape(self.patch, self.patch, -1, value.shape[-1]).transpose(3, 2, 0, 1)
     elif path.endswith('/kernel'):
       value = value.transpose()
-    return clip_keys.split(self.of(path), value)
+    return keys.split(self.of(path), value)
 
   def from_file(self, path: str, tensors: Mapping[str, Any], xp=np) -> Any:
     """The inverse of `to_file`; `xp` is the module of the arrays, numpy or jax.numpy."""
-    value = clip_keys.joined(self.of(path), tensors, xp)
+    value = keys.joined(self.of(path), tensors, xp)
     if path == 'params/encoder/patch_embed/kernel':
       return value.transpose(2, 3, 1, 0).reshape(-1, value.shape[0])
     return value.transpose() if path.endswith('/kernel') else value
@@ -152,12 +153,7 @@ def sizes(tensors: Mapping[str, Any], names: Names) -> Sizes:
       square; position tables that are not the fixed ones of this size (learnt, or interpolated).
   """
 
-  def shape(name: str, rank: int) -> tuple[int, ...]:
-    if name not in tensors:
-      raise ValueError(f'{name!r} is missing')
-    if len(tensors[name].shape) != rank:
-      raise ValueError(f'{name!r} should have {rank} axes, has shape {tuple(tensors[name].shape)}')
-    return tuple(tensors[name].shape)
+  shape = functools.partial(keys.shape, tensors)
 
   def depth(half: str) -> int:
     start = names.of(f'params/{half}/blocks_0/norm1/scale')[0].partition('.0.')[0] + '.'

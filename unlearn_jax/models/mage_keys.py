@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from unlearn_jax.models import keys
+
 _TOKENIZER = (
     (r'^encoder\.codebook$', 'quantize.embedding.weight'),
     (r'\.(down|up)_(\d+)_block_(\d+)', r'.\1.\2.block.\3'), (r'\.mid_block_', '.mid.block_'),
@@ -116,12 +118,7 @@ def sizes(tensors: Mapping[str, Any], names: Names) -> Sizes:
   within = 'params/tokenizer/' if names.scheme == 'mage' else 'params/'
 
   def shape(path: str, rank: int) -> tuple[int, ...]:
-    name, = names.of(path)
-    if name not in tensors:
-      raise ValueError(f'{name!r} is missing')
-    if len(tensors[name].shape) != rank:
-      raise ValueError(f'{name!r} should have {rank} axes, has shape {tuple(tensors[name].shape)}')
-    return tuple(tensors[name].shape)
+    return keys.shape(tensors, names.of(path)[0], rank)
 
   def count(path: str) -> int:
     """How many there are of what `{}` numbers in a path."""

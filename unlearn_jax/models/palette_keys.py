@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from unlearn_jax.models import diffusion
+from unlearn_jax.models import keys
 
 _RULES = (
     (r'^encoder\.embedding\.fc1', 'cond_embed.0'), (r'^encoder\.embedding\.fc2', 'cond_embed.2'),
@@ -125,12 +126,7 @@ def sizes(tensors: Mapping[str, Any], names: Names) -> Sizes:
   """
 
   def shape(path: str, rank: int) -> tuple[int, ...]:
-    name, = names.of(path)
-    if name not in tensors:
-      raise ValueError(f'{name!r} is missing')
-    if len(tensors[name].shape) != rank:
-      raise ValueError(f'{name!r} should have {rank} axes, has shape {tuple(tensors[name].shape)}')
-    return tuple(tensors[name].shape)
+    return keys.shape(tensors, names.of(path)[0], rank)
 
   def number(part: int) -> int:
     pattern = re.escape(names.prefix) + rf'output_blocks\.\d+\.{part}\.in_layers\.0\.weight'

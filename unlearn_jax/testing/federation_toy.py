@@ -20,7 +20,9 @@ from unlearn_jax.data import sources
 from unlearn_jax.data import splits as splits_lib
 from unlearn_jax.evals import federated
 from unlearn_jax.evals import run as evals_run
+from unlearn_jax.evals import similarity
 from unlearn_jax.models import lora
+from unlearn_jax.tasks import federated as federated_task
 from unlearn_jax.testing import toy
 from unlearn_jax.train import loop
 
@@ -63,10 +65,9 @@ def network() -> types.Model:
 def context(*, forget: int = SIZES['forget'], batch_size: int = BATCH) -> dict:
   """What a factory is told about the data; a pass is a round here."""
   del batch_size
-  held = [len(ids) for ids in _held(forget)]
-  leaving = np.arange(len(held)) == LEAVING
+  roster, _ = clients.roster(_held(forget), 'client', client=LEAVING)
   return {'example': task().example, 'retain_steps': 1, 'forget_steps': 1, 'train_steps': 1,
-          'roster': clients.Roster(np.asarray(held), np.where(leaving, held, 0), leaving, 'client')}
+          'roster': roster}
 
 
 def _held(forget: int) -> list[np.ndarray]:
@@ -122,10 +123,9 @@ def fields(split: str) -> dict[str, np.ndarray]:
 def accuracy(variables: types.Variables, split: str) -> float:
   """R@1 of a split's pairs among those of their client, both ways."""
   given = fields(split)
-  model = {name: variables[name] for name in ('params', 'adapter', 'adapter_fixed')
-           if name in variables}
-  found = evals_run.predict(network().apply, model, {name: given[name] for name in ('image', 'text')},
-                            names=('image_embedding', 'text_embedding'))
+  found = evals_run.predict(network().apply, federated_task.read(variables),
+                            {name: given[name] for name in ('image', 'text')},
+                            names=similarity.EMBEDDINGS)
   return federated.macro(found['image_embedding'], found['text_embedding'],
                          np.arange(len(given['client'])), given['client'])
 
