@@ -9,6 +9,7 @@ import scipy.linalg
 
 from tests.losses.float64 import Float64Test
 from unlearn_jax.losses import subspace
+from unlearn_jax.models import lora
 
 P, A, B = 40, 7, 9
 PLANTED = (3.0, 15.0, 35.0, 55.0, 70.0, 85.0, 90.0)
@@ -378,16 +379,39 @@ class MeasuresTest(Float64Test):
     self.assert_close(subspace.captured_energy(updates, axes[:, 1:3]), 16 / 25, 1e-12)
     self.assert_close(subspace.captured_energy(np.zeros((P, 1)), axes[:, :2]), 0.0, 0.0)
 
-  @parameterized.parameters((1, 1), (3, 2))
-  def test_projecting_factors_is_projecting_their_product(self, left, right):
+  @parameterized.parameters(((1, 1),), ((3, 2), (0, 4)))
+  def test_projecting_factors_is_projecting_their_product(self, *ranks):
     """(I - U U^T) B A (I - V V^T) from B and A alone: what makes the rule one of LoRA's."""
-    rng = np.random.default_rng(left)
-    b, a = rng.normal(size=(P, 4)), rng.normal(size=(4, 12))
-    u, v = frame(0, left), frame(1, right, 12)
-    columns = jax.vmap(subspace.project_out, (1, None), 1)
-    rows = jax.vmap(subspace.project_out, (0, None))
-    want = (np.eye(P) - projector(u)) @ (b @ a) @ (np.eye(12) - projector(v))
-    self.assert_close(columns(b, u) @ rows(a, v), want, 1e-12)
+    rng = np.random.default_rng(len(ranks))
+    given = {f'matrix {n}': lora.Factors(rng.normal(size=(P - n, 4)), rng.normal(size=(4, 12 + n)))
+             for n in range(len(ranks))}
+    sides = {f'matrix {n}': {'left': frame(n, left, P - n), 'right': frame(n, right, 12 + n)}
+             for n, (left, right) in enumerate(ranks)}
+    vector = lora.flatten(given)
+    left = np.asarray(subspace.project_out(vector, sides))
+    shapes = {name: lora.Factors(*(part.shape for part in one)) for name, one in given.items()}
+    start = 0
+    for name, one in shapes.items():
+      b, a = (left[start + shift:start + shift + np.prod(shape)].reshape(shape)
+              for shift, shape in ((0, one.b), (np.prod(one.b), one.a)))
+      start += b.size + a.size
+      u, v = sides[name]['left'], sides[name]['right']
+      want = ((np.eye(len(u)) - projector(u)) @ (given[name].b @ given[name].a)
+              @ (np.eye(len(v)) - projector(v)))
+      self.assert_close(b @ a, want, 1e-12)
+    found = np.asarray(subspace.coordinates(vector, sides))
+    want = [part for name, one in given.items() for part in (
+        sides[name]['left'].T @ one.b, sides[name]['right'].T @ one.a.T)]
+    self.assert_close(found, np.concatenate([np.ravel(part) for part in want]), 1e-12)
+    # Orthonormal columns: what is taken out has the length of its coordinates.
+    self.assert_close(np.linalg.norm(vector - left), np.linalg.norm(found), 1e-12)
+
+  def test_a_fixed_factor_has_no_right_side(self):
+    b, u = np.random.default_rng(0).normal(size=(P, 3)), frame(0, 2)
+    found = subspace.project_out(b.ravel(), {'matrix': {'left': u}})
+    self.assert_close(found.reshape(P, 3), b - projector(u) @ b, 1e-12)
+    with self.assertRaises(AssertionError):
+      subspace.project_out(b.ravel()[1:], {'matrix': {'left': u}})
 
   def test_with_a_common_factor_the_mean_update_is_the_update_of_the_mean(self):
     """FFA: sum p_k (B_k A) = (sum p_k B_k) A; with factors of their own it is not so."""

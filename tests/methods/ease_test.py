@@ -12,6 +12,7 @@ import pytest
 
 from tests.methods import federation_toy as toy
 from unlearn_jax.losses import ease as losses
+from unlearn_jax.losses import subspace
 from unlearn_jax.methods import federated
 from unlearn_jax.methods.ease import ease
 from unlearn_jax.methods.fed_finetune import fed_finetune
@@ -278,6 +279,52 @@ class DecompositionTest(parameterized.TestCase):
       self.assertTrue(np.isfinite(moved).all())
       self.assertGreater(np.abs(moved).max(), 1e-3)
 
+  @pytest.mark.slow
+  def test_matrices_keep_off_what_retained_clients_write(self):
+    """Of either side of every matrix: U_u off U_r; excised and locked as the vector is."""
+    given = original()
+    method = make(basis='matrix', excise=1.0, energy=0.6, threshold=0.9)
+    state, frozen = begun(method, given)
+    start = given['federation']['start']
+    _, metrics = jax.jit(phase(method, 'unlearn').step)(state, frozen, toy.feed()['pair'](0))
+    for branch, tower in (('image', 'visual'), ('text', 'text')):
+      sides, support = (state.extra[name][branch][f'{tower}/kernel']
+                        for name in ('exclusive', 'support'))
+      ranks = 0
+      for side, size in (('left', toy.EMBEDDING), ('right', toy.FEATURES)):
+        self.assertLen(sides[side], size)
+        np.testing.assert_allclose(sides[side].T @ support[side], 0, atol=1e-5)
+        ranks += np.linalg.matrix_rank(sides[side])
+      self.assertGreater(ranks, 0)
+      self.assertEqual(int(metrics[f'exclusive_rank/{branch}']), ranks)
+      along = lambda vector: np.asarray(subspace.coordinates(vector, state.extra['exclusive'][branch]))
+      self.assertGreater(np.abs(along(given['adapter'][branch] - start[branch])).max(), 1e-3)
+      np.testing.assert_allclose(along(state.params['adapter'][branch] - start[branch]), 0, atol=1e-5)
+    found = run(basis='matrix', energy=0.6, threshold=0.9).variables
+    for branch in BRANCHES:
+      held = found['lock'][branch]
+      self.assertGreater(float(held['strength']), 0)
+      moved = found['adapter'][branch] - held['center']
+      self.assertGreater(np.linalg.norm(moved), 1e-3)
+      np.testing.assert_allclose(subspace.coordinates(moved, held['basis']), 0, atol=1e-5)
+    with checkpoint.Checkpointer(tempfile.mkdtemp()) as saved:
+      saved.save(found['lock'], {})
+      jax.tree.map(np.testing.assert_array_equal, saved.restore(found['lock']), found['lock'])
+
+  def test_a_displacement_small_enough_ends(self):
+    """Early stop: nothing is added once the mean loss is below the tolerance."""
+    states = {}
+    for tolerance in (0.0, 1e3):
+      method = make(strength=1.0, tolerance=tolerance)
+      state, frozen = begun(method, original())
+      step = jax.jit(phase(method, 'unlearn').step)
+      batch = toy.feed()['pair'](0)
+      states[tolerance] = step(state, frozen, batch)[0].params['adapter']
+    alone = step(state, frozen, absent(batch, 'forget'))[0].params['adapter']
+    for branch in BRANCHES:
+      np.testing.assert_array_equal(states[1e3][branch], alone[branch])
+      self.assertGreater(np.abs(states[0.0][branch] - alone[branch]).max(), 1e-3)
+
   @parameterized.parameters('sample', 'concept')
   def test_probes_tell_what_history_cannot(self, scenario):
     method = make(scenario, energy=1.0, threshold=1.0)
@@ -460,7 +507,8 @@ class RunTest(parameterized.TestCase):
         ('displacement is one of', {'displacement': 'both'}), ('lock is one of', {'lock': 'on'}),
         ('branches is one of', {'branches': 'v'}), ('reference is one of', {'reference': 'zero'}),
         ('exclusive_basis is one of', {'exclusive_basis': 'cosine'}),
-        ('retain_rule is one of', {'retain_rule': 'mean'}),
+        ('retain_rule is one of', {'retain_rule': 'mean'}), ('basis is one of', {'basis': 'layer'}),
+        ('tolerance', {'tolerance': -1.0}),
         ('rounds must be a whole number', {'rounds': -1}), ('energy', {'energy': 0.0}),
         ('threshold', {'threshold': 1.5}), ('excise', {'excise': 2.0}),
         ('strength', {'strength': -1.0}), ('kappa', {'kappa': 0.0}),
@@ -484,8 +532,7 @@ class RunTest(parameterized.TestCase):
                recover_rounds=0, displacement_steps=5, displacement_learning_rate=0.5, max_rank=64,
                strength=strength), federation_toy.original()).variables
       later = federation_toy.run(fed_finetune(
-          federation_toy.network(), roster=roster, **federation_toy.LOCAL, rounds=20),
-                                 locked).variables
+          federation_toy.network(), **federation_toy.LOCAL, rounds=20), locked).variables
       self.assertGreater(federation_toy.accuracy(later, 'retain'), 0.98)
       for branch in BRANCHES:
         held = locked['lock'][branch]

@@ -80,7 +80,7 @@ FEDERATED_SETTINGS = {
     'fed_not': LOCAL | {'recover_rounds': 7},
     'fused': LOCAL | {'recover_rounds': 7},
     'fed_multi_delete': CLIMB | {'rounds': 5, 'forget_learning_rate': 1.0},
-    'clip_erase': CLIMB | {'rounds': 4, 'forget_learning_rate': 0.25},
+    'clip_erase': CLIMB | {'rounds': 4, 'forget_learning_rate': 0.15},
     'ease': LOCAL | {'rounds': 5, 'recover_rounds': 2, 'displacement_steps': 5,
                      'displacement_learning_rate': 0.5, 'max_rank': 64},
 }

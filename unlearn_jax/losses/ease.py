@@ -259,7 +259,7 @@ def hinge(
 @compiled()
 def server_round(
     params: jax.Array, forget_update: jax.Array, retain_update: jax.Array,
-    retain_basis: jax.Array, exclusive_basis: jax.Array,
+    retain_basis: jax.Array | subspace.Sides, exclusive_basis: jax.Array | subspace.Sides,
 ) -> jax.Array:
   """`theta + (I - Pi_r) d_f + (I - Pi_u) sum_k p_k Delta_k`, one branch's part of a round (ours).
 
@@ -270,8 +270,8 @@ def server_round(
     params: theta [P].
     forget_update: d_f [P], the displacement's; 0 in rounds of recovery.
     retain_update: [P], the weighted mean over the retained clients.
-    retain_basis: U_r [P, b].
-    exclusive_basis: U_u [P, a]; zero columns are allowed in both.
+    retain_basis: U_r [P, b], or the `subspace.Sides` of matrices.
+    exclusive_basis: U_u [P, a], or `Sides`; zero columns are allowed in both.
 
   Returns:
     [P], float32 at least.
@@ -287,14 +287,15 @@ def server_round(
 
 @compiled()
 def excise(
-    params: jax.Array, start: jax.Array, basis: jax.Array, *, fraction: jax.Array | float = 1.0
+    params: jax.Array, start: jax.Array, basis: jax.Array | subspace.Sides, *,
+    fraction: jax.Array | float = 1.0
 ) -> jax.Array:
   """`theta - gamma Pi_u (theta - theta^0)`: takes back what training wrote along a basis (ours).
 
   Args:
     params: theta [P].
     start: theta^0 [P], from which the federation started.
-    basis: U_u [P, q].
+    basis: U_u [P, q], or the `subspace.Sides` of matrices.
     fraction: gamma in [0, 1], traced.
 
   Returns:
@@ -311,7 +312,7 @@ def excise(
 
 @compiled()
 def forget_lock(
-    params: jax.Array, locked: jax.Array, basis: jax.Array | None, *,
+    params: jax.Array, locked: jax.Array, basis: jax.Array | subspace.Sides | None, *,
     step_size: jax.Array | float, strength: jax.Array | float,
 ) -> jax.Array:
   """The direction-selective Forget Lock, as a proximal step after an optimizer's (ours).
@@ -328,9 +329,9 @@ def forget_lock(
   Args:
     params: theta [P], after the optimizer's step.
     locked: theta_lock [P].
-    basis: U [P, q], orthonormal or zero columns; None locks all directions alike (FedProx, for an
-      ablation). Columns scaled by s_i (`subspace.exclusive`, softly) have their z pulled by s_i^2 of
-      that share.
+    basis: U [P, q], orthonormal or zero columns, or the `subspace.Sides` of matrices; None locks all
+      directions alike (FedProx, for an ablation). Columns scaled by s_i (`subspace.exclusive`,
+      softly) have their z pulled by s_i^2 of that share.
     step_size: eta of the optimizer's step, traced.
     strength: mu >= 0, traced; 0 changes nothing.
 

@@ -10,6 +10,7 @@ the same with half the digits and would need float64 throughout, which TPUs lack
 switched on inside vmap; QR loses none, in the dtype of its inputs.
 """
 
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import chex
@@ -18,6 +19,10 @@ import jax.numpy as jnp
 
 from unlearn_jax.losses._compiled import compiled
 from unlearn_jax.losses._compiled import floating
+
+# Bases for both sides of the matrices that low-rank factors adapt: {matrix: {'left': U [d_out, q],
+# 'right': V [d_in, q]}}; B is projected on the left, A on the right. Without 'right' A is fixed.
+Sides = Mapping[str, Mapping[str, jax.Array]]
 
 
 class Basis(NamedTuple):
@@ -422,12 +427,15 @@ def captured_energy(updates: jax.Array, basis: jax.Array) -> jax.Array:  # pylin
 
 
 @compiled()
-def project_out(vector: jax.Array, basis: jax.Array) -> jax.Array:  # pylint: disable=redefined-outer-name
-  """`(I - U U^T) v = v - U (U^T v)`.
+def project_out(vector: jax.Array, basis: jax.Array | Sides) -> jax.Array:  # pylint: disable=redefined-outer-name
+  """`(I - U U^T) v = v - U (U^T v)`; of the factors of matrices `(I - U U^T) B` and `A (I - V V^T)`.
+
+  The latter projects their product: `(I - U U^T) B A (I - V V^T) = (I - U U^T) (B A) (I - V V^T)`.
 
   Args:
-    vector: v [P].
-    basis: U [P, q], orthonormal or zero columns; q = 0 is allowed.
+    vector: v [P]; with `Sides` as `models.lora.flatten` lays factors out: vec(B), vec(A), by rows,
+      of one matrix after the other in the order of their names.
+    basis: U [P, q], orthonormal or zero columns, q = 0 is allowed; or `Sides`.
 
   Returns:
     [P], float32 at least.
@@ -435,7 +443,48 @@ def project_out(vector: jax.Array, basis: jax.Array) -> jax.Array:  # pylint: di
   Raises:
     AssertionError: shapes that do not fit.
   """
-  chex.assert_rank([vector, basis], [1, 2])
-  chex.assert_equal_shape_prefix([vector, basis], 1)
-  vector, vectors = floating(vector), floating(basis)
-  return vector - _product(vectors, _product(vectors.T, vector))
+  return jnp.concatenate([flat(rows - _product(vectors, _product(vectors.T, rows)))
+                          for rows, vectors, flat in _acted_on(vector, basis)])
+
+
+@compiled()
+def coordinates(vector: jax.Array, basis: jax.Array | Sides) -> jax.Array:  # pylint: disable=redefined-outer-name
+  """`U^T v`; of factors `U^T B` and `A V` of every matrix, one after the other.
+
+  Args:
+    vector: v [P].
+    basis: as `project_out`.
+
+  Returns:
+    [q], float32 at least.
+
+  Raises:
+    AssertionError: shapes that do not fit.
+  """
+  return jnp.concatenate([_product(vectors.T, rows).ravel()
+                          for rows, vectors, _ in _acted_on(vector, basis)])
+
+
+def _acted_on(vector: jax.Array, basis: jax.Array | Sides) -> list[
+    tuple[jax.Array, jax.Array, Callable[[jax.Array], jax.Array]]]:
+  """[(rows [n, c], the U [n, q] that acts on them, rows -> their piece of the vector)], in order."""
+  chex.assert_rank(vector, 1)
+  vector = floating(vector)
+  if not isinstance(basis, Mapping):
+    chex.assert_rank(basis, 2)
+    chex.assert_equal_shape_prefix([vector, basis], 1)
+    return [(vector[:, None], floating(basis), jnp.ravel)]
+  sides = [(side, floating(basis[name][side])) for name in sorted(basis)
+           for side in ('left', 'right') if side in basis[name]]
+  chex.assert_rank([vectors for _, vectors in sides], 2)
+  height = sum(len(vectors) for _, vectors in sides)
+  chex.assert_is_divisible(len(vector), height)
+  rank, found, start = len(vector) // height, [], 0
+  for side, vectors in sides:
+    piece = vector[start:start + rank * len(vectors)]
+    start += len(piece)
+    if side == 'left':
+      found.append((piece.reshape(-1, rank), vectors, jnp.ravel))
+    else:
+      found.append((piece.reshape(rank, -1).T, vectors, lambda rows: jnp.ravel(rows.T)))
+  return found

@@ -14,11 +14,13 @@ from unlearn_jax.losses import ease as losses
 from unlearn_jax.losses import subspace
 from unlearn_jax.methods import base
 from unlearn_jax.methods import fed_clients
+from unlearn_jax.methods import fed_subspaces
 from unlearn_jax.methods import federated
 from unlearn_jax.methods.federated import BRANCHES
 
 REFERENCES = ('backbone', 'probe', 'uniform')
 DISPLACEMENTS = ('bilateral', 'neg_nce', 'uce', 'hinge', 'off')
+BASES = ('vector', 'matrix')
 LOCKS = ('direction', 'isotropic', 'off')
 
 
@@ -26,12 +28,13 @@ def ease(model: types.Model, *, roster, rounds: int = 5, recover_rounds: int = 5
          displacement: str = 'bilateral', displacement_steps: int = 10,
          displacement_learning_rate: float = 1e-4, branches: str = 'both',
          channels: tuple[float, float, float] = (1.0, 1.0, 1.0), reference: str = 'backbone',
-         reference_rounds: int = 4, decomposition: bool = True, energy: float = 0.95,
-         max_rank: int = 32, threshold: float = 0.5, exclusive_basis: str = 'sine',
-         soft: bool = False, retain_rule: str = 'union', probe_rounds: int = 5,
-         server_projection: bool = True, lock: str = 'direction', strength: float | None = None,
-         kappa: float = 0.05, excise: float = 0.0, optimizer: str = 'adamw',
-         learning_rate: float = 1e-4, weight_decay: float = 0.01) -> types.Method:
+         reference_rounds: int = 4, tolerance: float = 0.0, decomposition: bool = True,
+         energy: float = 0.95, max_rank: int = 32, threshold: float = 0.5,
+         exclusive_basis: str = 'sine', soft: bool = False, retain_rule: str = 'union',
+         basis: str = 'vector', probe_rounds: int = 5, server_projection: bool = True,
+         lock: str = 'direction', strength: float | None = None, kappa: float = 0.05,
+         excise: float = 0.0, optimizer: str = 'adamw', learning_rate: float = 1e-4,
+         weight_decay: float = 0.01) -> types.Method:
   """Entanglement-Aware Subspace Excision (Ding, Wu and Huang 2026, arXiv 2605.00733).
 
   Re-implemented from the abstract; formulas, defaults and the order of the parts are ours.
@@ -81,6 +84,7 @@ def ease(model: types.Model, *, roster, rounds: int = 5, recover_rounds: int = 5
       `'probe'`, theta^0 after `reference_rounds` rounds of the retained clients; `'uniform'`, no
       relation at all.
     reference_rounds: of the reference `'probe'`.
+    tolerance: early stop: a displacement during which the loss averaged less is not added.
     decomposition: off leaves U_u and U_r empty.
     energy: share of a client's energy that its basis holds, in (0, 1].
     max_rank: of a client's basis.
@@ -89,6 +93,10 @@ def ease(model: types.Model, *, roster, rounds: int = 5, recover_rounds: int = 5
       vectors, which takes up to `threshold` of a retained update along.
     soft: all directions, weighted by their squared sines, instead of a threshold.
     retain_rule: cosines against the `'union'`, or `'pairwise'`, the largest against single clients.
+    basis: of the whole adapter of a branch as one `'vector'`; or left and right of each adapted
+      `'matrix'`, of the sums of its updates, in the place of U_f and U_k, and projecting its factors:
+      see `fed_subspaces.of_matrices`. With as many directions as the rank this holds every update of
+      B or A, hence the default.
     probe_rounds: H of the probe updates.
     server_projection: off adds plain updates.
     lock: `'direction'`, `'isotropic'` (the whole adapter, as FedProx) or `'off'`.
@@ -107,7 +115,8 @@ def ease(model: types.Model, *, roster, rounds: int = 5, recover_rounds: int = 5
                              ('branches', branches, ('both', *BRANCHES)),
                              ('reference', reference, REFERENCES),
                              ('exclusive_basis', exclusive_basis, ('sine', 'principal')),
-                             ('retain_rule', retain_rule, ('union', 'pairwise'))):
+                             ('retain_rule', retain_rule, ('union', 'pairwise')),
+                             ('basis', basis, BASES)):
     if value not in known:
       raise ValueError(f'ease: {name} is one of {", ".join(known)}, got {value!r}')
   federated.check_rounds('ease', rounds=rounds, recover_rounds=recover_rounds,
@@ -116,7 +125,8 @@ def ease(model: types.Model, *, roster, rounds: int = 5, recover_rounds: int = 5
   base.check_range('ease', displacement_steps=(displacement_steps, 1, math.inf),
                    probe_rounds=(probe_rounds, 1, math.inf), max_rank=(max_rank, 1, math.inf),
                    energy=(energy, 1e-6, 1), threshold=(threshold, 0, 1), excise=(excise, 0, 1),
-                   strength=(strength or 0.0, 0, math.inf), kappa=(kappa, 1e-6, math.inf))
+                   tolerance=(tolerance, 0, math.inf), strength=(strength or 0.0, 0, math.inf),
+                   kappa=(kappa, 1e-6, math.inf))
   tx = federated.optimizer('ease', optimizer, learning_rate, weight_decay)
   displaced = BRANCHES if branches == 'both' else (branches,)
   probing = decomposition and roster.scenario != 'client'
@@ -128,9 +138,9 @@ def ease(model: types.Model, *, roster, rounds: int = 5, recover_rounds: int = 5
       model, steps=displacement_steps,
       tx=federated.optimizer('ease', optimizer, displacement_learning_rate, 0.0),
       displacement=displacement, displaced=displaced, reference=reference, channels=channels)
-  splitting = functools.partial(
-      decompose, energy=energy, max_rank=max_rank, threshold=threshold, kind=exclusive_basis,
-      soft=soft, rule=retain_rule) if decomposition else _nothing
+  decomposing = functools.partial(
+      fed_subspaces.decompose, energy=energy, max_rank=max_rank, threshold=threshold,
+      kind=exclusive_basis, soft=soft, rule=retain_rule) if decomposition else fed_subspaces.nothing
 
   def init(key, variables):
     federation = fed_clients.history(variables, 'ease')
@@ -146,18 +156,26 @@ def ease(model: types.Model, *, roster, rounds: int = 5, recover_rounds: int = 5
               (federated.CLIENTS, clients), (federated.FORGET, len(forgets)))}
     state = federated.initial_state(key, {
         name: tree for name, tree in variables.items() if name != 'lock'}, extra=extra)
-    shapes = {branch: one[0] for branch, one in jax.eval_shape(split, state).items()}
-    exclusive = {branch: jnp.zeros(one.shape, one.dtype) for branch, one in shapes.items()}
+    shapes, _ = jax.eval_shape(split, state)
+    exclusive = jax.tree.map(lambda one: jnp.zeros(one.shape, one.dtype), shapes)
     return locked(state, exclusive), {'original': base.copied(state.params['adapter'])}
 
   def split(state):
-    """{branch: (U_u [P, a], U_r [P, b])}."""
+    """U_u and U_r by branch."""
+    theta, federation = state.params['adapter'], state.collections['federation']
     if probing:
-      forget, retain = state.extra['probe'][federated.FORGET], state.extra['probe'][federated.CLIENTS]
+      forget, sent = state.extra['probe'][federated.FORGET], state.extra['probe'][federated.CLIENTS]
     else:
-      retain = state.collections['federation']['updates']
-      forget = {branch: ring[forgets] for branch, ring in retain.items()}
-    return {branch: splitting(forget[branch], retain[branch][retains]) for branch in BRANCHES}
+      sent = federation['updates']
+      forget = {branch: ring[forgets] for branch, ring in sent.items()}
+    retain = {branch: ring[retains] for branch, ring in sent.items()}
+    if basis == 'vector':
+      return fed_subspaces.of_vectors(forget, retain, decomposing)
+    starts = {branch: jnp.broadcast_to(vector, (probe_rounds, *vector.shape))
+              for branch, vector in theta.items()} if probing else fed_clients.sent_out(
+                  federation, theta)
+    return fed_subspaces.of_matrices(
+        model, {**state.collections, 'adapter': theta}, starts, forget, retain, decomposing)
 
   def locked(state, exclusive):
     """The state with a lock around its adapter; an automatic strength is 0 until it is measured."""
@@ -205,9 +223,7 @@ def ease(model: types.Model, *, roster, rounds: int = 5, recover_rounds: int = 5
             found.metrics)
 
   def begin(state):
-    found, start = split(state), state.collections['federation']['start']
-    exclusive = {branch: found[branch][0] for branch in BRANCHES}
-    support = {branch: found[branch][1] for branch in BRANCHES}
+    (exclusive, support), start = split(state), state.collections['federation']['start']
     adapter = {branch: losses.excise(vector, start[branch], exclusive[branch], fraction=excise)
                if branch in displaced else vector
                for branch, vector in state.params['adapter'].items()}
@@ -239,15 +255,18 @@ def ease(model: types.Model, *, roster, rounds: int = 5, recover_rounds: int = 5
     found = federated.gather(federated.contrastive(model, state), tx, state.params['adapter'],
                              base.fields(batch, federated.CLIENTS, 'ease'),
                              after=federated.lock(state, learning_rate))
-    metrics = found.metrics | {f'exclusive_rank/{branch}': jnp.sum(jnp.any(basis != 0, axis=0))
-                               for branch, basis in state.extra['exclusive'].items()}
-    moved = spared(state, found.mean)
+    metrics = found.metrics | {f'exclusive_rank/{branch}': fed_subspaces.exclusive_rank(directions)
+                               for branch, directions in state.extra['exclusive'].items()}
+    moved = dict(spared(state, found.mean))
     if push is not None:
       pushed = push(state, frozen, fed_clients.owned(batch, forgets, 'ease'))
       metrics |= {f'{name}/forget': value for name, value in pushed.metrics.items()}
-      moved = {branch: moved[branch] + (subspace.project_out(
-          pushed.mean[branch], state.extra['support'][branch]) if server_projection else
-                                        pushed.mean[branch]) for branch in BRANCHES}
+      loss, count = pushed.metrics['loss']
+      share = jnp.where(loss >= tolerance * count, 1.0, 0.0)
+      for branch, vector in pushed.mean.items():
+        if server_projection:
+          vector = subspace.project_out(vector, state.extra['support'][branch])
+        moved[branch] = moved[branch] + share * vector
     return federated.added(state, moved), metrics
 
   measure = lambda enter: (types.Phase('calibrate', calibrate, 1, 'retain', enter=enter),)
@@ -263,33 +282,6 @@ def ease(model: types.Model, *, roster, rounds: int = 5, recover_rounds: int = 5
                              wanted_by='ease', server=spared,
                              enter=None if calibrating else centred))
   return types.Method(init, phases, federated.export)
-
-
-def decompose(forget: types.Array, retain: types.Array, *, energy: float, max_rank: int,
-              threshold: float, kind: str = 'sine', soft: bool = False, rule: str = 'union'
-              ) -> tuple[types.Array, types.Array]:
-  """(U_u [P, a], U_r [P, b]) of updates [F, H, P] and [R, H, P]; arguments as `ease` has them."""
-  basis = lambda columns: subspace.basis(
-      columns, energy=energy, max_rank=min(max_rank, columns.shape[1]))
-  own = basis(forget.reshape(-1, forget.shape[-1]).T)
-  others = jax.vmap(basis)(jnp.swapaxes(retain, 1, 2))
-  support = subspace.union(others.vectors, others.mask)
-  parts = subspace.cosine_sine(own.vectors, support.vectors, forget_mask=own.mask,
-                               retain_mask=support.mask)
-  cosines, sines = parts.cosines, parts.sines
-  if rule == 'pairwise':
-    cosines, sines = subspace.pairwise(parts.forget_vectors, others.vectors, forget_mask=own.mask,
-                                       retain_masks=others.mask)
-  vectors = parts.exclusive_vectors if kind == 'sine' else parts.forget_vectors
-  return (subspace.exclusive(cosines, sines, vectors, threshold=threshold, soft=soft).vectors,
-          support.vectors)
-
-
-def _nothing(forget: types.Array, retain: types.Array) -> tuple[types.Array, types.Array]:
-  """No exclusive direction and no support, as bases of one zero column."""
-  del retain
-  empty = jnp.zeros((forget.shape[-1], 1), forget.dtype)
-  return empty, empty
 
 
 def displacing(model: types.Model, *, steps: int, tx: optax.GradientTransformation,

@@ -72,6 +72,20 @@ def ages(federation: Mapping[str, types.PyTree]) -> types.Array:
   return (federation['rounds'] - 1 - jnp.arange(slots)) % slots
 
 
+def sent_out(federation: Mapping[str, types.PyTree], adapter: federated.Adapter
+             ) -> federated.Adapter:
+  """theta^t that clients set out from in every stored round, by slot of the ring: {branch: [H, P]}.
+
+  The end of training alone is stored, theta^T: what was sent out in round t is it minus the mean
+  updates of the rounds from t on.
+  """
+  share, age = shares(federation), ages(federation)
+  since = (age[None, :] <= age[:, None]).astype(share.dtype)  # [H, H], from the round of a slot on
+  return {branch: vector - jnp.einsum('hg,kg,kgp->hp', since, share, federation['updates'][branch],
+                                      precision=jax.lax.Precision.HIGHEST)
+          for branch, vector in adapter.items()}
+
+
 def fresh_adapter(model: types.Model, example: types.Inputs
                   ) -> Callable[[types.Array], federated.Adapter]:
   """`key -> adapter` as the model would start with; compiled, so that no backbone is computed."""

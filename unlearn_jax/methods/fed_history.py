@@ -238,9 +238,6 @@ def last_local(federation, adapter: federated.Adapter, client: int
                ) -> tuple[federated.Adapter, types.Array]:
   """The client's last local model in the stored rounds, {branch: [P]}, and its share there.
 
-  `theta^{t+1}` is stored for the end of training alone: what was sent out in round t is it minus the
-  mean updates of the rounds from t on.
-
   Args:
     federation: the history.
     adapter: theta^T, {branch: [P]}.
@@ -253,10 +250,8 @@ def last_local(federation, adapter: federated.Adapter, client: int
   share, age = fed_clients.shares(federation), fed_clients.ages(federation)
   taken = federation['taken'][client] > 0
   last = jnp.argmin(jnp.where(taken, age, age.size))
-  since = share * (age <= age[last])  # [K, H]
-  local = {branch: vector - jnp.einsum('kh,khp->p', since, federation['updates'][branch],
-                                       precision=jax.lax.Precision.HIGHEST)
-           + federation['updates'][branch][client, last] for branch, vector in adapter.items()}
+  local = {branch: sent[last] + federation['updates'][branch][client, last]
+           for branch, sent in fed_clients.sent_out(federation, adapter).items()}
   return local, share[client, last]
 
 

@@ -10,6 +10,7 @@ import optax
 
 from unlearn_jax import types
 from unlearn_jax.losses import ease as losses
+from unlearn_jax.losses import subspace
 from unlearn_jax.methods import base
 from unlearn_jax.methods import image_text
 
@@ -271,7 +272,7 @@ def lock(state: types.TrainState, learning_rate: float) -> Callable[[Adapter], A
 
   Args:
     state: its collection `lock`, if there is one, holds per branch `center` [P], `strength` [] and
-      `basis` [P, q].
+      `basis`, [P, q] or the `subspace.Sides` of its matrices.
     learning_rate: of the clients' optimizer, the step size of the proximal step.
 
   Returns:
@@ -291,10 +292,8 @@ def lock(state: types.TrainState, learning_rate: float) -> Callable[[Adapter], A
 
 def locked_norm(held: Mapping[str, types.Array], vector: types.Array) -> types.Array:
   """The norm of a vector [P] along the locked directions of a branch."""
-  inside = vector
-  if 'basis' in held:
-    inside = jnp.matmul(held['basis'].T, vector, precision=jax.lax.Precision.HIGHEST)
-  return jnp.linalg.norm(inside)
+  return jnp.linalg.norm(
+      subspace.coordinates(vector, held['basis']) if 'basis' in held else vector)
 
 
 def drift(state: types.TrainState) -> types.Metrics:

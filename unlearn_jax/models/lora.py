@@ -68,8 +68,8 @@ def adapted(model: types.Model, *, rank: int = 8, alpha: float = 16.0,
     backbone: parameters of `model`; None is what its own `init` draws.
 
   Returns:
-    The model; inputs, outputs and methods are those of `model`. Two methods more, without inputs,
-    serve `merged` and `unflatten`.
+    The model; inputs, outputs and methods are those of `model`. Three methods more, without inputs,
+    serve `merged`, `unflatten` and `updates`.
 
   Raises:
     TypeError, ValueError: an argument of the wrong type or out of range; on init and apply, a
@@ -86,20 +86,26 @@ def adapted(model: types.Model, *, rank: int = 8, alpha: float = 16.0,
     return {branch: _split(branch, variables['adapter'][branch], matrices, rank, mode)
             for branch, matrices in _layout(variables['params'], targets).items()}
 
-  def merge(variables) -> types.PyTree:
-    updates = {}  # path of a kernel -> {block: update [d_in, d_out]}
-    for branch, matrices in _layout(variables['params'], targets).items():
-      found = _split(branch, variables['adapter'][branch], matrices, rank, mode)
-      if mode == 'ffa':
+  def low_rank(variables) -> dict[str, dict[str, types.Array]]:
+    found = factors(variables)
+    if mode == 'ffa':
+      for branch, matrices in _layout(variables['params'], targets).items():
         fixed = _cut(f'fixed part of the {branch} branch', variables['adapter_fixed'][branch],
                      [(rank, matrix.d_in) for matrix in matrices.values()])
-        found = {name: Factors(b, a) for (name, (b, _)), a in zip(found.items(), fixed)}
-      for name, (b, a) in found.items():
-        matrix = matrices[name]
-        updates.setdefault(matrix.kernel, {})[matrix.block] = (alpha / rank) * (b @ a).T
+        found[branch] = {name: Factors(b, a) for (name, (b, _)), a in zip(
+            found[branch].items(), fixed)}
+    return {branch: {name: (alpha / rank) * (b @ a) for name, (b, a) in by_name.items()}
+            for branch, by_name in found.items()}
+
+  def merge(variables) -> types.PyTree:
+    blocks = {}  # path of a kernel -> {block: update [d_in, d_out]}
+    found = low_rank(variables)
+    for branch, matrices in _layout(variables['params'], targets).items():
+      for name, matrix in matrices.items():
+        blocks.setdefault(matrix.kernel, {})[matrix.block] = found[branch][name].T
     leaves, treedef = jax.tree.flatten(variables['params'])
     return treedef.unflatten([
-        _added(leaf, updates[path]) if path in updates else leaf
+        _added(leaf, blocks[path]) if path in blocks else leaf
         for path, leaf in zip(surgery.paths(variables['params']), leaves)])
 
   def init(key, inputs):
@@ -128,11 +134,10 @@ def adapted(model: types.Model, *, rank: int = 8, alpha: float = 16.0,
     return variables
 
   def apply(variables, inputs, *, train=False, rngs=None, method=None):
-    if method == 'factors':
-      return factors(variables), variables
+    without_inputs = {'factors': factors, 'updates': low_rank, 'merged': merge}
+    if method in without_inputs:
+      return without_inputs[method](variables), variables
     params = merge(variables)
-    if method == 'merged':
-      return params, variables
     outputs, _ = model.apply({'params': params}, inputs, train=train, rngs=rngs, method=method)
     return outputs, variables
 
@@ -147,6 +152,19 @@ def merged(model: types.Model, variables: types.Variables) -> types.PyTree:
     variables: its variables.
   """
   return model.apply(variables, {}, method='merged')[0]
+
+
+def updates(model: types.Model, variables: types.Variables) -> dict[str, dict[str, types.Array]]:
+  """What the adapter adds to each matrix: {branch: {name: (alpha / r) B A, [d_out, d_in]}}.
+
+  Args:
+    model: what `adapted` returned.
+    variables: its variables.
+
+  Raises:
+    ValueError: vectors of another size.
+  """
+  return model.apply(variables, {}, method='updates')[0]
 
 
 def unflatten(model: types.Model, variables: types.Variables) -> dict[str, dict[str, Factors]]:

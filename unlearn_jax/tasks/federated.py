@@ -23,7 +23,7 @@ from unlearn_jax.evals import privacy
 from unlearn_jax.evals import run as evals_run
 from unlearn_jax.evals import similarity
 from unlearn_jax.losses import subspace
-from unlearn_jax.methods import ease
+from unlearn_jax.methods import fed_subspaces
 from unlearn_jax.models import clip
 from unlearn_jax.models import convert
 from unlearn_jax.models import lora
@@ -127,7 +127,7 @@ class Federated(base.Task):
 
   def measure(self, variables):
     for branch, held in variables.get('lock', {}).items():
-      if 'basis' in held and not np.any(held['basis']):
+      if 'basis' in held and not fed_subspaces.exclusive_rank(held['basis']):
         logging.warning('%s branch: nothing was locked: there was no decomposition, or the forgotten '
                         'updates have no direction of their own and lie in the span of the retained '
                         'ones', branch)
@@ -205,7 +205,7 @@ class Federated(base.Task):
     if not np.asarray(history['taken'])[leaving].any():
       return {}
     settings = {name: parameter.default for name, parameter in methods.arguments('ease').items()}
-    return {branch: ease.decompose(
+    return {branch: fed_subspaces.decompose(
         updates[leaving], updates[~leaving],
         **{name: settings[name] for name in ('energy', 'max_rank', 'threshold')})[0]
             for branch, updates in history['updates'].items()}
