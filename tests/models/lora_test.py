@@ -122,6 +122,8 @@ class ForwardTest(parameterized.TestCase):
       a = (vector[8:] if mode == 'full' else
            np.asarray(variables['adapter_fixed'][branch], np.float64)).reshape(2, d_in)
       x = FEATURES[branch].astype(np.float64)
+      (update,) = lora.updates(model, variables)[branch].values()
+      np.testing.assert_allclose(update, 1.5 * b @ a, atol=1e-6)
       y = x @ np.asarray(variables['params'][tower]['kernel']) + 1.5 * (x @ a.T) @ b.T
       np.testing.assert_allclose(outputs[f'{branch}_embedding'],
                                  y / np.linalg.norm(y, axis=1, keepdims=True), atol=1e-6)
