@@ -300,13 +300,14 @@ class DecompositionTest(parameterized.TestCase):
       along = lambda vector: np.asarray(subspace.coordinates(vector, state.extra['exclusive'][branch]))
       self.assertGreater(np.abs(along(given['adapter'][branch] - start[branch])).max(), 1e-3)
       np.testing.assert_allclose(along(state.params['adapter'][branch] - start[branch]), 0, atol=1e-5)
-    found = run(basis='matrix', energy=0.6, threshold=0.9).variables
-    for branch in BRANCHES:
-      held = found['lock'][branch]
-      self.assertGreater(float(held['strength']), 0)
-      moved = found['adapter'][branch] - held['center']
-      self.assertGreater(np.linalg.norm(moved), 1e-3)
-      np.testing.assert_allclose(subspace.coordinates(moved, held['basis']), 0, atol=1e-5)
+    for scenario in ('sample', 'client'):  # from probes, from histories
+      found = run(scenario, basis='matrix', energy=0.6, threshold=0.9).variables
+      for branch in BRANCHES:
+        held = found['lock'][branch]
+        self.assertGreater(float(held['strength']), 0)
+        moved = found['adapter'][branch] - held['center']
+        self.assertGreater(np.linalg.norm(moved), 1e-3)
+        np.testing.assert_allclose(subspace.coordinates(moved, held['basis']), 0, atol=1e-5)
     with checkpoint.Checkpointer(tempfile.mkdtemp()) as saved:
       saved.save(found['lock'], {})
       jax.tree.map(np.testing.assert_array_equal, saved.restore(found['lock']), found['lock'])

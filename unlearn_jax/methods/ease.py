@@ -93,10 +93,9 @@ def ease(model: types.Model, *, roster, rounds: int = 5, recover_rounds: int = 5
       vectors, which takes up to `threshold` of a retained update along.
     soft: all directions, weighted by their squared sines, instead of a threshold.
     retain_rule: cosines against the `'union'`, or `'pairwise'`, the largest against single clients.
-    basis: of the whole adapter of a branch as one `'vector'`; or left and right of each adapted
-      `'matrix'`, of the sums of its updates, in the place of U_f and U_k, and projecting its factors:
-      see `fed_subspaces.of_matrices`. With as many directions as the rank this holds every update of
-      B or A, hence the default.
+    basis: directions of the whole adapter of a branch as one `'vector'`; or, on the left and on the
+      right of each adapted `'matrix'`, those of the sum of its updates, off which its factors are
+      then projected: see `fed_subspaces.of_matrices`.
     probe_rounds: H of the probe updates.
     server_projection: off adds plain updates.
     lock: `'direction'`, `'isotropic'` (the whole adapter, as FedProx) or `'off'`.

@@ -58,8 +58,8 @@ def of_matrices(model: types.Model, variables: types.Variables, starts: federate
   """U_u and U_r of every branch, {branch: `subspace.Sides`}.
 
   The left and the right singular vectors of `sum_t Delta_t(W)`, W = (alpha / r) B A, take the place
-  of the directions of the vector, matrix by matrix. Projecting leaves more behind than with
-  vectors: an update of A reaches through the columns that B has, of B through the rows of A.
+  of the directions of the vector, matrix by matrix. This leaks where vectors do not: an update of A
+  that keeps off V still writes through all columns of B, one of B through all rows of A.
 
   Args:
     model: two towers with adapters, see `models.lora.adapted`.
