@@ -3,7 +3,7 @@
 Command:   python -m experiments.run --config=experiments/configs/ease_openmoji.py \
                --workdir=runs/ease_openmoji
            Needs the extras `openmoji` and `clip`, no download. Modes: `sample`, `concept`,
-           `ablation`, `anchors` and `ffa` (of the client scenario) and `smoke`.
+           `ablation`, `anchors`, `matrix` and `ffa` (of the client scenario) and `smoke`.
 Task:      3,944 pictograms and their names; half of the base emoji are public and train the
            backbone, a CLIP of width 96 with 2 + 2 layers; the others belong to 8 clients, by
            Dirichlet(0.5) over the categories of the emoji. LoRA of rank 8 on queries and values.
@@ -25,7 +25,7 @@ import operator
 
 from unlearn_jax import config
 
-MODES = ('', 'sample', 'concept', 'ablation', 'anchors', 'ffa', 'smoke')
+MODES = ('', 'sample', 'concept', 'ablation', 'anchors', 'matrix', 'ffa', 'smoke')
 NETWORK = {'layout': 'openai', 'embedding': 96, 'patch': 8, 'image_width': 96, 'image_depth': 2,
            'image_heads': 4, 'text_width': 96, 'text_depth': 2, 'text_heads': 4, 'context': 16}
 LOCAL = {'optimizer': 'adamw', 'learning_rate': 1e-2, 'weight_decay': 0.01}
@@ -71,7 +71,6 @@ def ablations(ease):
       'ease-threshold9': {'threshold': 0.9},
       'ease-energy': {'energy': 0.99},
       'ease-pairwise': {'retain_rule': 'pairwise'},
-      'ease-matrix': {'basis': 'matrix'},
       'ease-no_projection': {'server_projection': False},
       'ease-no_lock': {'lock': 'off'},
       'ease-isotropic': {'lock': 'isotropic'},
@@ -94,9 +93,9 @@ def anchors(ease):
   return found
 
 
-def factors(ease):
-  """EASE by vectors and by matrices, where an adapter is B alone and so linear in the weights."""
-  return {row: values for row, values in ablations(ease).items() if row in ('ease', 'ease-matrix')}
+def bases(ease):
+  """EASE on the directions of the whole adapter, and on those of each matrix."""
+  return {'ease': ease, 'ease-matrix': ease | {'basis': 'matrix'}}
 
 
 RATES = (3e-4, 1e-3, 3e-3, 1e-2)
@@ -119,15 +118,15 @@ GRIDS = {
 # What tuning chose in the client scenario; the other modes start from here.
 CHOSEN = {
     'ease': {'displacement_learning_rate': 0.01},
-    'fed_finetune': {'learning_rate': 0.01},
+    'fed_finetune': {'learning_rate': 0.03},
     'fed_ga': {'forget_learning_rate': 0.003},
-    'pga': {'forget_learning_rate': 0.1},
+    'pga': {'forget_learning_rate': 0.01, 'stop_distance': 40.0},
     'fed_eraser': {'calibration': 1.0, 'learning_rate': 0.01},
     'fed_recovery': {'learning_rate': 0.01},
     'sfu': {'forget_learning_rate': 0.003},
-    'fed_osd': {'forget_learning_rate': 0.0003},
+    'fed_osd': {'forget_learning_rate': 0.001},
     'fed_not': {'learning_rate': 0.01},
-    'fused': {'learning_rate': 0.01},
+    'fused': {'learning_rate': 0.03},
     'fed_multi_delete': {'forget_learning_rate': 0.01},
     'clip_erase': {'forget_learning_rate': 0.001},
 }
@@ -148,7 +147,7 @@ def get_config(mode: str = ''):
   scenario = mode if mode in ('sample', 'concept') else 'client'
   if mode and not smoke:
     found = {row: found[row] | chosen for row, chosen in CHOSEN.items() if row not in HISTORY_ONLY}
-  single = {'ablation': ablations, 'anchors': anchors, 'ffa': factors}
+  single = {'ablation': ablations, 'anchors': anchors, 'matrix': bases, 'ffa': bases}
   found = single[mode](found['ease']) if mode in single else found
   tune = {} if mode else {
       'methods': {row: GRIDS[row] for row in found}, 'trials': 4, 'objective': 'recall_gap'}
