@@ -33,7 +33,7 @@ CONFIGS = {
     'ccu_av_digits:ablation': RUN, 'ccu_av_fsdd': BOTH, 'ease_toy': RUN,
     'ease_openmoji': RUN, 'ease_openmoji:sample': RUN, 'ease_openmoji:concept': RUN,
     'ease_openmoji:ablation': RUN, 'ease_openmoji:anchors': RUN,
-    'ease_openmoji:matrix': RUN, 'ease_openmoji:ffa': RUN,
+    'ease_openmoji:matrix': RUN, 'ease_openmoji:ffa': RUN, 'ease_openmoji:reference': RUN,
     'i2i_mae_openmoji': BOTH, 'i2i_mae_openmoji:limited': RUN, 'i2i_mae_openmoji:alpha': RUN,
     'i2i_mae_openmoji:noise': RUN, 'i2i_mae_openmoji:holes': RUN,
     'i2i_mage_openmoji': RUN, 'i2i_palette_openmoji': RUN}

@@ -3,7 +3,7 @@
 Command:   python -m experiments.run --config=experiments/configs/ease_openmoji.py \
                --workdir=runs/ease_openmoji
            Needs the extras `openmoji` and `clip`, no download. Modes: `sample`, `concept`,
-           `ablation`, `anchors`, `matrix` and `ffa` (of the client scenario) and `smoke`.
+           `ablation`, `anchors`, `matrix`, `ffa` and `reference` (of the client scenario), `smoke`.
 Task:      3,944 pictograms and their names; half of the base emoji are public and train the
            backbone, a CLIP of width 96 with 2 + 2 layers; the others belong to 8 clients, by
            Dirichlet(0.5) over the categories of the emoji. LoRA of rank 8 on queries and values.
@@ -25,7 +25,7 @@ import operator
 
 from unlearn_jax import config
 
-MODES = ('', 'sample', 'concept', 'ablation', 'anchors', 'matrix', 'ffa', 'smoke')
+MODES = ('', 'sample', 'concept', 'ablation', 'anchors', 'matrix', 'ffa', 'reference', 'smoke')
 NETWORK = {'layout': 'openai', 'embedding': 96, 'patch': 8, 'image_width': 96, 'image_depth': 2,
            'image_heads': 4, 'text_width': 96, 'text_depth': 2, 'text_heads': 4, 'context': 16}
 LOCAL = {'optimizer': 'adamw', 'learning_rate': 1e-2, 'weight_decay': 0.01}
@@ -115,6 +115,7 @@ GRIDS = {
     'fed_multi_delete': {'forget_learning_rate': RATES},
     'clip_erase': {'forget_learning_rate': RATES},
 }
+AIMS = {'displacement_learning_rate': (3e-3, 1e-2), 'reference': ('backbone', 'probe')}
 # What tuning chose in the client scenario; the other modes start from here.
 CHOSEN = {
     'ease': {'displacement_learning_rate': 0.01},
@@ -147,10 +148,11 @@ def get_config(mode: str = ''):
   scenario = mode if mode in ('sample', 'concept') else 'client'
   if mode and not smoke:
     found = {row: found[row] | chosen for row, chosen in CHOSEN.items() if row not in HISTORY_ONLY}
-  single = {'ablation': ablations, 'anchors': anchors, 'matrix': bases, 'ffa': bases}
+  single = {'ablation': ablations, 'anchors': anchors, 'matrix': bases, 'ffa': bases,
+            'reference': lambda ease: {'ease': ease}}
   found = single[mode](found['ease']) if mode in single else found
-  tune = {} if mode else {
-      'methods': {row: GRIDS[row] for row in found}, 'trials': 4, 'objective': 'recall_gap'}
+  grids = {'': GRIDS, 'reference': {'ease': AIMS}}.get(mode)
+  tune = {'methods': grids, 'trials': 4, 'objective': 'recall_gap'} if grids else {}
   tiny = {'embedding': 32, 'image_width': 32, 'image_depth': 1, 'text_width': 32, 'text_depth': 1,
           'image_heads': 2, 'text_heads': 2}
   return config.experiment(
