@@ -163,6 +163,9 @@ CASES = {
     'subspace.entanglement': (subspace.entanglement, (FRAMES, FRAMES_MASK), {}, {}),
     'subspace.captured_energy': (subspace.captured_energy, (CLIENTS.T, FRAME), {}, {}),
     'subspace.project_out': (subspace.project_out, (PARAMS, FRAME), {}, {}),
+    'subspace.project_out:sides': (
+        subspace.project_out, (PARAMS, {'matrix': {'left': FRAME}}), {}, {}),
+    'subspace.coordinates': (subspace.coordinates, (PARAMS, FRAME), {}, {}),
     'ease.local_loss': (ease.local_loss, (X, X2, SCALE), {'where': WHERE}, {}),
     'ease.bilateral_displacement': (
         ease.bilateral_displacement, PAIRS,
