@@ -71,15 +71,13 @@ def of_matrices(model: types.Model, variables: types.Variables, starts: federate
   """
   by_matrix = functools.partial(written, model, variables, starts)
   forget, retain = by_matrix(forget), by_matrix(retain)
-  fixed = {branch: [one.a is None for one in matrices.values()]
-           for branch, matrices in lora.unflatten(model, variables).items()}
   exclusive, support = {}, {}
   for branch in federated.BRANCHES:
     exclusive[branch], support[branch] = {}, {}
-    for (name, own), is_fixed in zip(forget[branch].items(), fixed[branch], strict=True):
+    for name, own in forget[branch].items():
       others = retain[branch][name]
       sides = {'left': (jnp.swapaxes(own, 1, 2), jnp.swapaxes(others, 1, 2))}
-      if not is_fixed:
+      if 'adapter_fixed' not in variables:  # else A is no part of the adapter
         sides['right'] = own, others
       found = {side: decomposing(*pair) for side, pair in sides.items()}
       exclusive[branch][name] = {side: pair[0] for side, pair in found.items()}
@@ -104,9 +102,9 @@ def written(model: types.Model, variables: types.Variables, starts: federated.Ad
     return jax.tree.map(jnp.add, total, jax.vmap(change, (None, 0))(*one)), None
 
   rounds = starts, jax.tree.map(lambda ring: jnp.swapaxes(ring, 0, 1), updates)
-  first = jax.tree.map(lambda leaf: leaf[0], rounds)
-  shapes = jax.eval_shape(jax.vmap(change, (None, 0)), *first)
-  zeros = jax.tree.map(lambda one: jnp.zeros(one.shape, one.dtype), shapes)
+  clients = len(updates[federated.BRANCHES[0]])
+  zeros = jax.tree.map(lambda one: jnp.zeros((clients, *one.shape), one.dtype),
+                       jax.eval_shape(weights, variables['adapter']))
   return jax.lax.scan(add, zeros, rounds)[0]
 
 

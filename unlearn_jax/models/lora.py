@@ -82,14 +82,14 @@ def adapted(model: types.Model, *, rank: int = 8, alpha: float = 16.0,
   if mode not in MODES:
     raise ValueError(f'lora: mode is one of {", ".join(MODES)}, got {mode!r}')
 
-  def factors(variables) -> dict[str, dict[str, Factors]]:
+  def factors(variables, layout) -> dict[str, dict[str, Factors]]:
     return {branch: _split(branch, variables['adapter'][branch], matrices, rank, mode)
-            for branch, matrices in _layout(variables['params'], targets).items()}
+            for branch, matrices in layout.items()}
 
-  def low_rank(variables) -> dict[str, dict[str, types.Array]]:
-    found = factors(variables)
+  def low_rank(variables, layout) -> dict[str, dict[str, types.Array]]:
+    found = factors(variables, layout)
     if mode == 'ffa':
-      for branch, matrices in _layout(variables['params'], targets).items():
+      for branch, matrices in layout.items():
         fixed = _cut(f'fixed part of the {branch} branch', variables['adapter_fixed'][branch],
                      [(rank, matrix.d_in) for matrix in matrices.values()])
         found[branch] = {name: Factors(b, a) for (name, (b, _)), a in zip(
@@ -97,10 +97,10 @@ def adapted(model: types.Model, *, rank: int = 8, alpha: float = 16.0,
     return {branch: {name: (alpha / rank) * (b @ a) for name, (b, a) in by_name.items()}
             for branch, by_name in found.items()}
 
-  def merge(variables) -> types.PyTree:
+  def merge(variables, layout) -> types.PyTree:
     blocks = {}  # path of a kernel -> {block: update [d_in, d_out]}
-    found = low_rank(variables)
-    for branch, matrices in _layout(variables['params'], targets).items():
+    found = low_rank(variables, layout)
+    for branch, matrices in layout.items():
       for name, matrix in matrices.items():
         blocks.setdefault(matrix.kernel, {})[matrix.block] = found[branch][name].T
     leaves, treedef = jax.tree.flatten(variables['params'])
@@ -134,10 +134,11 @@ def adapted(model: types.Model, *, rank: int = 8, alpha: float = 16.0,
     return variables
 
   def apply(variables, inputs, *, train=False, rngs=None, method=None):
+    layout = _layout(variables['params'], targets)
     without_inputs = {'factors': factors, 'updates': low_rank, 'merged': merge}
     if method in without_inputs:
-      return without_inputs[method](variables), variables
-    params = merge(variables)
+      return without_inputs[method](variables, layout), variables
+    params = merge(variables, layout)
     outputs, _ = model.apply({'params': params}, inputs, train=train, rngs=rngs, method=method)
     return outputs, variables
 
