@@ -1,5 +1,7 @@
 """Recall per side, channel swaps, relearning, traffic."""
 
+import re
+
 from absl.testing import absltest
 from absl.testing import parameterized
 import numpy as np
@@ -70,6 +72,15 @@ class SwapsTest(absltest.TestCase):
     self.assertIn('text branch', drawn)
     rows = {'Original': {'regrowth': [0.9, 0.9]}, 'ease': {'regrowth': [0.1, 0.2]}}
     self.assertIn('F-R@1', federated.curves(rows, {'regrowth': 'F-R@1'}))
+
+  def test_a_row_without_a_curve_keeps_its_colour_from_the_others(self):
+    curve = {'drift': np.arange(3.0)}
+    strokes = lambda rows: set(re.findall('stroke: (#[0-9a-f]{6})', federated.curves(
+        rows, {'drift': 'drift'})))
+    second = strokes({'a': curve, 'b': curve}) - strokes({'a': curve})
+    self.assertLen(second, 1)
+    self.assertContainsSubset(second, strokes({'a': {}, 'b': curve}))
+    self.assertNoCommonElements(second, strokes({'b': curve}))
 
 
 if __name__ == '__main__':

@@ -85,12 +85,16 @@ def heat_map(cosines) -> str:
 
 @figures.styled
 def curves(rows: Mapping[str, Mapping[str, Any]], names: Mapping[str, str]):
-  """Curves over rounds, one panel per name: row -> {name: [T]}; `names`: name -> its axis label."""
+  """Curves over rounds, one panel per name: row -> {name: [T]}; `names`: name -> its axis label.
+
+  A row without a curve keeps its place among the colours, so that they tell the same in all figures.
+  """
   figure, axes = figures.new_figure(9.0, 3.6, 1, len(names))
   for axis, (name, label) in zip(axes[0], names.items()):
     for index, (row, found) in enumerate(rows.items()):
-      axis.plot(np.arange(len(found[name])), found[name], label=row, color=f'C{index % 10}',
-                linestyle=('-', '--', ':')[index // 10 % 3])
+      if name in found:
+        axis.plot(np.arange(len(found[name])), found[name], label=row, color=f'C{index % 10}',
+                  linestyle=('-', '--', ':')[index // 10 % 3])
     axis.set_xlabel('federated rounds afterwards')
     axis.set_ylabel(label)
   axes[0][-1].legend(fontsize=7, loc='center left', bbox_to_anchor=(1.0, 0.5))

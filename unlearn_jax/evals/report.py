@@ -243,7 +243,6 @@ def _federated_figures(results, panels) -> tuple[render.Figure, ...]:
                          'Mean of the gaps to the retrained model in R@1 on both sides; smaller is '
                          'better. Bars: mean; whiskers: standard deviation; dots: seeds.'),)
   rows = {results_lib.display(name): part for name, part in panels.items() if 'regrowth' in part}
-  locked = {name: part for name, part in rows.items() if 'drift_image' in part}
   if rows:
     shown += (render.Figure(federated.curves(rows, {'regrowth': 'F-R@1'}),
                             'F-R@1 over ordinary rounds after unlearning, one seed.'),)
@@ -253,8 +252,8 @@ def _federated_figures(results, panels) -> tuple[render.Figure, ...]:
                             'Entanglement of the clients in the original model, one seed: mean '
                             'squared cosine of the principal angles between the update subspaces '
                             'of two clients; 0 is orthogonal, 1 nested.'),)
-  if locked:
-    shown += (render.Figure(federated.curves(locked, {
+  if any('drift_image' in part for part in rows.values()):
+    shown += (render.Figure(federated.curves(rows, {
         'drift_image': 'drift, image branch', 'drift_text': 'drift, text branch'}),
                             'Drift along the forget-exclusive directions, one seed.'),)
   return shown
